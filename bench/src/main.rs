@@ -1,0 +1,3 @@
+//! Measures the appliance from outside and its stages from inside; prints JSON.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Live traces of one shard: table, timers, memory budget, remembered decisions

@@ -1,0 +1,1 @@
+//! OTLP bytes to borrowed views: the walk, extraction of kept spans, transcoding, decompression

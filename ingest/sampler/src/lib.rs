@@ -1,0 +1,1 @@
+//! Decides on a finished trace: a pure function of trace, policy, sketches and now

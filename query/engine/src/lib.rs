@@ -1,0 +1,1 @@
+//! Answers questions over live traces, the open segment and sealed segments

@@ -1,0 +1,1 @@
+//! The tag index of one segment: terms to roaring bitmaps of rows

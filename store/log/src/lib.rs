@@ -1,0 +1,1 @@
+//! Partitions of segments on disk: group commit, recovery, retention
