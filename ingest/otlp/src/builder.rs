@@ -1,0 +1,202 @@
+//! Putting cut-out spans together again as one `TracesData`, and merging what was put together at different times.
+//! Span bytes stay as they are, but for the sampling threshold in the tracestate.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use store_model::Threshold;
+use store_model::sampling::with_threshold;
+
+use crate::error::Error;
+use crate::extract::{Container, every_span, extract};
+use crate::walk::{RESOURCE_SPANS, SCOPE_SPANS, SPAN_ID, SPANS, TRACE_STATE};
+use crate::wire::{Reader, delimited_bytes, put_delimited, put_delimiter};
+
+/// Gathers spans under the containers they came in: spans whose resource bytes are equal share one `ResourceSpans`,
+/// those whose scope bytes are equal too one `ScopeSpans`, all in order of first appearance.
+#[derive(Debug, Default)]
+pub struct TraceBuilder {
+    resources: Groups<Groups<Vec<u8>>>,
+    span_count: u32,
+    byte_len: usize,
+}
+
+/// Things under headers, in order of first appearance.
+#[derive(Debug)]
+struct Groups<T> {
+    members: Vec<(Arc<[u8]>, T)>,
+    places: HashMap<Arc<[u8]>, usize>,
+    last: usize,
+}
+
+impl<T> Default for Groups<T> {
+    fn default() -> Self {
+        Self { members: Vec::new(), places: HashMap::new(), last: 0 }
+    }
+}
+
+impl<T: Default> Groups<T> {
+    /// The member under `header`; true if it is new.
+    fn member(&mut self, header: &[u8]) -> (&mut T, bool) {
+        // Spans mostly come in runs of one container.
+        let again = self.members.get(self.last).is_some_and(|(last, _)| **last == *header);
+        let mut is_new = false;
+        if !again {
+            self.last = match self.places.get(header) {
+                Some(&place) => place,
+                None => {
+                    let header: Arc<[u8]> = header.into();
+                    self.places.insert(Arc::clone(&header), self.members.len());
+                    self.members.push((header, T::default()));
+                    is_new = true;
+                    self.members.len() - 1
+                }
+            };
+        }
+        (&mut self.members[self.last].1, is_new)
+    }
+}
+
+impl TraceBuilder {
+    /// No spans yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a span, given as its message's bytes.
+    pub fn push(&mut self, container: &Container<'_>, span: &[u8]) {
+        let Self { resources, span_count, byte_len } = self;
+        let (scopes, new_resource) = resources.member(container.resource());
+        let (spans, new_scope) = scopes.member(container.scope());
+        put_delimited(spans, SPANS, span);
+        *span_count += 1;
+        *byte_len += delimited_bytes(span.len());
+        *byte_len += if new_resource { container.resource().len() } else { 0 };
+        *byte_len += if new_scope { container.scope().len() } else { 0 };
+    }
+
+    /// How many spans were added.
+    #[must_use]
+    pub fn span_count(&self) -> u32 {
+        self.span_count
+    }
+
+    /// How many bytes [`Self::finish`] would give, short of the few that frame each container.
+    #[must_use]
+    pub fn byte_len(&self) -> usize {
+        self.byte_len
+    }
+
+    /// Whether nothing was added.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.span_count == 0
+    }
+
+    /// The `TracesData`.
+    #[must_use]
+    pub fn finish(self) -> Bytes {
+        // A container is framed by a key of one byte and a length of up to five.
+        const FRAME_BYTES: usize = 6;
+        let frames: usize = self.resources.members.iter().map(|(_, scopes)| 1 + scopes.members.len()).sum();
+        let mut out = Vec::with_capacity(self.byte_len + frames * FRAME_BYTES);
+        for (resource, scopes) in &self.resources.members {
+            let scopes = &scopes.members;
+            let body_bytes: usize =
+                scopes.iter().map(|(scope, spans)| delimited_bytes(scope.len() + spans.len())).sum();
+            put_delimiter(&mut out, RESOURCE_SPANS, resource.len() + body_bytes);
+            out.extend_from_slice(resource);
+            for (scope, spans) in scopes {
+                put_delimiter(&mut out, SCOPE_SPANS, scope.len() + spans.len());
+                out.extend_from_slice(scope);
+                out.extend_from_slice(spans);
+            }
+        }
+        out.into()
+    }
+}
+
+/// Makes one `TracesData` of several, and counts its spans. A span whose bytes were seen before is dropped; the
+/// threshold of its fragment, if any, is written into each span's tracestate; the order of arrival stays.
+///
+/// # Errors
+/// When a fragment is malformed.
+pub fn merge(fragments: &[(&[u8], Option<Threshold>)]) -> Result<(Bytes, u32), Error> {
+    let mut seen = HashSet::new();
+    let mut builder = TraceBuilder::new();
+    let mut rewritten = Vec::new();
+    for &(otlp, threshold) in fragments {
+        let mut outcome = Ok(());
+        extract(otlp, &every_span(otlp)?, &mut |_, container, span| {
+            if outcome.is_err() || !seen.insert(span) {
+                return;
+            }
+            let Some(threshold) = threshold else {
+                return builder.push(container, span);
+            };
+            rewritten.clear();
+            outcome = write_threshold(span, threshold, &mut rewritten);
+            builder.push(container, &rewritten);
+        })?;
+        outcome?;
+    }
+    let span_count = builder.span_count();
+    Ok((builder.finish(), span_count))
+}
+
+/// Copies a span to `out` with `ot=th` in its tracestate. The last tracestate counts, so it is the one replaced; where
+/// there is none, it goes to its usual place behind the span id.
+fn write_threshold(span: &[u8], threshold: Threshold, out: &mut Vec<u8>) -> Result<(), Error> {
+    let mut old: &[u8] = b"";
+    let (mut cut_start, mut cut_end) = (0, 0);
+    let mut has_old = false;
+    let mut reader = Reader::new(span);
+    while !reader.is_done() {
+        let start = reader.position();
+        match reader.key()? {
+            TRACE_STATE => {
+                old = reader.delimited()?;
+                (cut_start, cut_end) = (start, reader.position());
+                has_old = true;
+            }
+            SPAN_ID => {
+                reader.delimited()?;
+                if !has_old {
+                    (cut_start, cut_end) = (reader.position(), reader.position());
+                }
+            }
+            key => reader.skip(key)?,
+        }
+    }
+    let new = with_threshold(&String::from_utf8_lossy(old), threshold);
+    out.extend_from_slice(&span[..cut_start]);
+    if has_old || !new.is_empty() {
+        put_delimited(out, TRACE_STATE, new.as_bytes());
+    }
+    out.extend_from_slice(&span[cut_end..]);
+    Ok(())
+}
+
+/// A number for a span's bytes: equal bytes have equal numbers, on every machine and in every version. Good enough to
+/// find duplicates among spans; no defence against somebody who constructs collisions in his own traces.
+#[must_use]
+pub fn identity(span: &[u8]) -> u64 {
+    // Multiply two words to 128 bits and fold the halves together, as wyhash and its kin do. The constants are the
+    // fractional digits of pi.
+    const WORDS: [u64; 3] = [0x243F_6A88_85A3_08D3, 0x1319_8A2E_0370_7344, 0xA409_3822_299F_31D0];
+    let fold = |a: u64, b: u64| {
+        let high = (u128::from(a) * u128::from(b)) >> 64;
+        a.wrapping_mul(b) ^ u64::try_from(high).unwrap_or_default()
+    };
+    let mut state = WORDS[0] ^ span.len() as u64;
+    let (chunks, rest) = span.as_chunks::<16>();
+    let mut last = [0; 16];
+    last[..rest.len()].copy_from_slice(rest);
+    for chunk in chunks.iter().chain([&last]) {
+        let [a, b] = [0, 8].map(|at| chunk[at..].first_chunk().map_or(0, |&word| u64::from_le_bytes(word)));
+        state = fold(a ^ WORDS[1], b ^ state);
+    }
+    fold(state ^ WORDS[2], WORDS[1])
+}

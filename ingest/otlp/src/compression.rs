@@ -1,0 +1,326 @@
+//! Undoing what senders compressed, within a limit that holds while it happens. Never trusts a declared size.
+//!
+//! Each thread keeps one decompressor of each kind: about 50 KiB for gzip and, once a sender has used windows of that
+//! size, up to 8 MiB for zstd.
+
+use std::cell::RefCell;
+
+use bytes::Bytes;
+use flate2::{Crc, Decompress, FlushDecompress, Status};
+use store_model::Encoding;
+use zstd::stream::raw::{DParameter, Decoder, InBuffer, Operation, OutBuffer};
+
+use crate::error::Error;
+
+/// The window every zstd decoder must support, and all that ours does: 8 MiB (RFC 8878, section 3.1.1.1.2).
+const ZSTD_WINDOW_LOG_MAX: u32 = 23;
+
+/// Deflate cannot do better than this, and a zstd body that does may well cost a few more growth steps.
+const RATIO_MAX: usize = 1032;
+
+/// Room that lets a decompressor see the end of its stream without being asked twice.
+const SLACK_BYTES: usize = 64;
+
+/// The bytes of `body`, decompressed.
+///
+/// gzip may have several members, zstd several frames; a body without any is malformed.
+///
+/// # Errors
+/// [`Error::TooLarge`] as soon as there are more than `limit_bytes`, [`Error::BadCompression`] for anything that is
+/// not one complete stream.
+pub fn decompress(encoding: Encoding, body: &Bytes, limit_bytes: usize) -> Result<Bytes, Error> {
+    match encoding {
+        Encoding::Identity if body.len() > limit_bytes => Err(Error::TooLarge { limit_bytes }),
+        Encoding::Identity => Ok(body.clone()),
+        Encoding::Gzip => gunzip(body, limit_bytes),
+        Encoding::Zstd => unzstd(body, limit_bytes),
+    }
+}
+
+/// Bytes that may grow to a limit.
+struct Output {
+    bytes: Vec<u8>,
+    limit_bytes: usize,
+}
+
+impl Output {
+    fn new(declared_bytes: usize, input_bytes: usize, limit_bytes: usize) -> Self {
+        let likely = declared_bytes.min(limit_bytes).min(input_bytes.saturating_mul(RATIO_MAX));
+        Self { bytes: Vec::with_capacity(likely.saturating_add(SLACK_BYTES)), limit_bytes }
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        let Self { ref bytes, limit_bytes } = *self;
+        if bytes.len() > limit_bytes { Err(Error::TooLarge { limit_bytes }) } else { Ok(()) }
+    }
+
+    fn is_full(&self) -> bool {
+        self.bytes.len() == self.bytes.capacity()
+    }
+
+    /// Makes room, at least for the one byte that breaks the limit.
+    fn grow(&mut self) {
+        let doubled = self.bytes.len().max(1024);
+        let room = self.limit_bytes.saturating_sub(self.bytes.len());
+        self.bytes.reserve_exact(doubled.min(room).saturating_add(SLACK_BYTES));
+    }
+}
+
+fn bad_gzip(what: &str) -> Error {
+    Error::BadCompression { encoding: "gzip", what: what.to_owned() }
+}
+
+fn gunzip(body: &[u8], limit_bytes: usize) -> Result<Bytes, Error> {
+    thread_local! {
+        // A raw stream, because only such a state can be reset without being allocated anew.
+        static INFLATE: RefCell<Decompress> = RefCell::new(Decompress::new(false));
+    }
+    // The last member ends with its size, modulo 2^32.
+    let declared = body.last_chunk().map_or(0, |&size| u32::from_le_bytes(size)) as usize;
+    let mut output = Output::new(declared, body.len(), limit_bytes);
+    let mut rest = body;
+    INFLATE.with_borrow_mut(|inflate| {
+        loop {
+            rest = inflate_member(inflate, rest, &mut output)?;
+            if rest.is_empty() {
+                return Ok(output.bytes.into());
+            }
+        }
+    })
+}
+
+/// Inflates one gzip member (RFC 1952) and gives back what follows it.
+fn inflate_member<'a>(
+    inflate: &mut Decompress,
+    member: &'a [u8],
+    output: &mut Output,
+) -> Result<&'a [u8], Error> {
+    let mut rest = gzip_payload(member).ok_or_else(|| bad_gzip("no complete gzip header"))?;
+    let start = output.bytes.len();
+    inflate.reset(false);
+    loop {
+        let before = inflate.total_in();
+        let status = inflate
+            .decompress_vec(rest, &mut output.bytes, FlushDecompress::Finish)
+            .map_err(|cause| bad_gzip(&cause.to_string()))?;
+        rest = &rest[usize::try_from(inflate.total_in() - before).unwrap_or(rest.len())..];
+        output.check()?;
+        match status {
+            Status::StreamEnd => break,
+            _ if output.is_full() => output.grow(),
+            _ => return Err(bad_gzip("the stream is cut short")),
+        }
+    }
+    let (&trailer, rest) =
+        rest.split_first_chunk::<8>().ok_or_else(|| bad_gzip("the stream is cut short"))?;
+    let [c0, c1, c2, c3, s0, s1, s2, s3] = trailer;
+    let inflated = &output.bytes[start..];
+    let mut crc = Crc::new();
+    crc.update(inflated);
+    if crc.sum() != u32::from_le_bytes([c0, c1, c2, c3]) {
+        return Err(bad_gzip("the checksum does not match"));
+    }
+    if inflated.len() as u64 & 0xFFFF_FFFF != u64::from(u32::from_le_bytes([s0, s1, s2, s3])) {
+        return Err(bad_gzip("the size does not match"));
+    }
+    Ok(rest)
+}
+
+/// What follows the header of a gzip member, or `None` when that is no complete header.
+fn gzip_payload(member: &[u8]) -> Option<&[u8]> {
+    const HEADER_CRC: u8 = 1 << 1;
+    const EXTRA: u8 = 1 << 2;
+    const NAME: u8 = 1 << 3;
+    const COMMENT: u8 = 1 << 4;
+    const RESERVED: u8 = 0b1110_0000;
+    let (&[0x1F, 0x8B, 8, flags, ..], mut rest) = member.split_first_chunk::<10>()? else { return None };
+    if flags & RESERVED != 0 {
+        return None;
+    }
+    if flags & EXTRA != 0 {
+        let (&length, after) = rest.split_first_chunk()?;
+        rest = after.get(usize::from(u16::from_le_bytes(length))..)?;
+    }
+    for text in [NAME, COMMENT] {
+        if flags & text != 0 {
+            let end = rest.iter().position(|&byte| byte == 0)?;
+            rest = &rest[end + 1..];
+        }
+    }
+    if flags & HEADER_CRC != 0 { rest.get(2..) } else { Some(rest) }
+}
+
+fn bad_zstd(cause: impl ToString) -> Error {
+    Error::BadCompression { encoding: "zstd", what: cause.to_string() }
+}
+
+fn unzstd(body: &[u8], limit_bytes: usize) -> Result<Bytes, Error> {
+    thread_local! {
+        static DECODER: RefCell<Option<Decoder<'static>>> = const { RefCell::new(None) };
+    }
+    DECODER.with_borrow_mut(|slot| {
+        let decoder = match slot {
+            Some(decoder) => {
+                decoder.reinit().map_err(bad_zstd)?;
+                decoder
+            }
+            None => {
+                let mut decoder = Decoder::new().map_err(bad_zstd)?;
+                decoder.set_parameter(DParameter::WindowLogMax(ZSTD_WINDOW_LOG_MAX)).map_err(bad_zstd)?;
+                slot.insert(decoder)
+            }
+        };
+        unzstd_with(decoder, body, limit_bytes)
+    })
+}
+
+fn unzstd_with(decoder: &mut Decoder<'_>, body: &[u8], limit_bytes: usize) -> Result<Bytes, Error> {
+    let declared = zstd::zstd_safe::get_frame_content_size(body).ok().flatten();
+    let declared = declared.map_or(0, |size| usize::try_from(size).unwrap_or(usize::MAX));
+    let mut output = Output::new(declared, body.len(), limit_bytes);
+    let mut input = InBuffer::around(body);
+    loop {
+        let written = output.bytes.len();
+        let missing = decoder
+            .run(&mut input, &mut OutBuffer::around_pos(&mut output.bytes, written))
+            .map_err(bad_zstd)?;
+        output.check()?;
+        if input.pos() == body.len() && missing == 0 && !body.is_empty() {
+            return Ok(output.bytes.into());
+        }
+        if output.is_full() {
+            output.grow();
+        } else if input.pos() == body.len() {
+            return Err(bad_zstd("the stream is cut short"));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use flate2::{Compression, GzBuilder};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn gzip(bytes: &[u8]) -> Vec<u8> {
+        let builder = GzBuilder::new().filename("name").comment("comment").extra(vec![1, 2, 3]);
+        let mut encoder = builder.write(Vec::new(), Compression::default());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn zstd_with_window(bytes: &[u8], window_log: u32, declare_size: bool) -> Vec<u8> {
+        let mut encoder = zstd::Encoder::new(Vec::new(), 3).unwrap();
+        encoder.window_log(window_log).unwrap();
+        encoder.include_contentsize(declare_size).unwrap();
+        if declare_size {
+            encoder.set_pledged_src_size(Some(bytes.len() as u64)).unwrap();
+        }
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn zstd(bytes: &[u8]) -> Vec<u8> {
+        zstd_with_window(bytes, 20, bytes.len().is_multiple_of(2))
+    }
+
+    fn open(encoding: Encoding, body: &[u8], limit_bytes: usize) -> Result<Bytes, Error> {
+        decompress(encoding, &Bytes::copy_from_slice(body), limit_bytes)
+    }
+
+    fn text(length: usize) -> Vec<u8> {
+        (0..length).map(|n| b"abcdefgh"[(n * n / 7) % 8]).collect()
+    }
+
+    #[test]
+    fn several_members_or_frames_are_one_body() {
+        let (a, b) = (text(100_001), text(10));
+        let both = [&a[..], &b, b""].concat();
+        for (encoding, pieces) in [
+            (Encoding::Gzip, [gzip(&a), gzip(&b), gzip(b"")]),
+            (Encoding::Zstd, [zstd(&a), zstd(&b), zstd(b"")]),
+        ] {
+            assert_eq!(open(encoding, &pieces.concat(), both.len()).unwrap(), both, "{encoding:?}");
+        }
+    }
+
+    #[test]
+    fn the_limit_is_exact_and_holds_against_bombs() {
+        let bytes = text(50_000);
+        let bomb = vec![0; 64 << 20];
+        for (encoding, small, big) in [
+            (Encoding::Identity, bytes.clone(), bomb.clone()),
+            (Encoding::Gzip, gzip(&bytes), gzip(&bomb)),
+            (Encoding::Zstd, zstd(&bytes), zstd(&bomb)),
+            (Encoding::Zstd, zstd_with_window(&bytes, 20, false), zstd_with_window(&bomb, 20, false)),
+        ] {
+            assert_eq!(open(encoding, &small, bytes.len()).unwrap(), bytes, "{encoding:?}");
+            assert!(open(encoding, &small, bytes.len() - 1).unwrap_err().is_too_large(), "{encoding:?}");
+            assert!(open(encoding, &big, 1 << 20).unwrap_err().is_too_large(), "{encoding:?}");
+        }
+    }
+
+    #[test]
+    fn a_declared_size_is_only_a_hint() {
+        let mut lying = gzip(b"hello");
+        let end = lying.len();
+        lying[end - 4..].copy_from_slice(&u32::MAX.to_le_bytes());
+        assert!(matches!(open(Encoding::Gzip, &lying, 1 << 20), Err(Error::BadCompression { .. })));
+        let output = Output::new(usize::MAX, lying.len(), 1 << 30);
+        assert!(output.bytes.capacity() <= lying.len() * RATIO_MAX + SLACK_BYTES);
+        let output = Output::new(usize::MAX, usize::MAX, 1 << 20);
+        assert!(output.bytes.capacity() <= (1 << 20) + SLACK_BYTES);
+    }
+
+    #[test]
+    fn windows_beyond_eight_mebibytes_are_refused() {
+        let bytes = text(20 << 20);
+        assert!(open(Encoding::Zstd, &zstd_with_window(&bytes, 23, false), 32 << 20).is_ok());
+        let refused = open(Encoding::Zstd, &zstd_with_window(&bytes, 24, false), 32 << 20);
+        assert!(matches!(refused, Err(Error::BadCompression { .. })));
+    }
+
+    #[test]
+    fn a_damaged_body_leaves_the_next_one_alone() {
+        let bytes = text(100_000);
+        for (encoding, whole) in [(Encoding::Gzip, gzip(&bytes)), (Encoding::Zstd, zstd(&bytes))] {
+            for cut in (0..whole.len()).step_by(whole.len() / 97 + 1) {
+                let error = open(encoding, &whole[..cut], 1 << 20).unwrap_err();
+                assert!(matches!(error, Error::BadCompression { .. }), "{encoding:?} {cut}: {error}");
+            }
+            let mut followed = whole.clone();
+            followed.push(0);
+            assert!(open(encoding, &followed, 1 << 20).is_err());
+            assert_eq!(open(encoding, &whole, 1 << 20).unwrap(), bytes);
+        }
+        let mut flipped = gzip(&bytes);
+        let end = flipped.len();
+        flipped[end - 8] ^= 1;
+        assert!(open(Encoding::Gzip, &flipped, 1 << 20).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn bodies_come_back(bytes: Vec<u8>, repeats in 0usize..50) {
+            let bytes = bytes.repeat(repeats);
+            prop_assert_eq!(open(Encoding::Gzip, &gzip(&bytes), bytes.len()).unwrap(), &bytes);
+            prop_assert_eq!(open(Encoding::Zstd, &zstd(&bytes), bytes.len()).unwrap(), &bytes);
+        }
+
+        #[test]
+        fn any_bytes_are_refused_or_bounded(bytes: Vec<u8>, limit in 0usize..5_000) {
+            for (encoding, magic) in
+                [(Encoding::Gzip, &[0x1F, 0x8B, 8, 0][..]), (Encoding::Zstd, &[0x28, 0xB5, 0x2F, 0xFD])]
+            {
+                for body in [bytes.clone(), [magic, &bytes].concat()] {
+                    if let Ok(out) = open(encoding, &body, limit) {
+                        prop_assert!(out.len() <= limit);
+                    }
+                }
+            }
+        }
+    }
+}
