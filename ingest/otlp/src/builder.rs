@@ -200,3 +200,114 @@ pub fn identity(span: &[u8]) -> u64 {
     }
     fold(state ^ WORDS[2], WORDS[1])
 }
+
+#[cfg(test)]
+mod tests {
+    use store_model::BodyRange;
+
+    use super::*;
+
+    /// A field of one byte's key and length.
+    fn field(key: u8, value: &[u8]) -> Vec<u8> {
+        [&[key, u8::try_from(value.len()).unwrap()], value].concat()
+    }
+
+    #[test]
+    fn what_stands_around_a_span_is_kept_to_the_byte() {
+        let (first, second) = (field(0x12, b"span 1"), field(0x12, b"span 22"));
+        let unknown = [0x98, 0x06, 0x81, 0x00];
+        let scope = field(0x12, &[&field(0x1A, b"url")[..], &first, &unknown, &second].concat());
+        let resource = [&field(0x0A, b"a")[..], &scope, &unknown, &field(0x0A, b"b")].concat();
+        let body = field(0x0A, &resource);
+        let wanted: Vec<BodyRange> = every_span(&body).unwrap();
+        let mut builder = TraceBuilder::new();
+        extract(&body, &wanted, &mut |_, container, span| {
+            assert_eq!(container.resource(), [&field(0x0A, b"a")[..], &unknown, &field(0x0A, b"b")].concat());
+            assert_eq!(container.scope(), [&field(0x1A, b"url")[..], &unknown].concat());
+            builder.push(container, span);
+        })
+        .unwrap();
+        let scope = field(0x12, &[&field(0x1A, b"url")[..], &unknown, &first, &second].concat());
+        let resource = [&field(0x0A, b"a")[..], &unknown, &field(0x0A, b"b"), &scope].concat();
+        assert_eq!(builder.finish(), field(0x0A, &resource));
+    }
+
+    #[test]
+    fn groups_stand_in_order_of_first_appearance() {
+        let container = |resource: &'static [u8], scope: &'static [u8]| Container::of(resource, scope);
+        let mut builder = TraceBuilder::new();
+        for (resource, scope, span) in [
+            (b"B", b"x", b"1"),
+            (b"A", b"x", b"2"),
+            (b"B", b"y", b"3"),
+            (b"B", b"x", b"4"),
+            (b"A", b"x", b"5"),
+        ] {
+            builder.push(&container(resource, scope), span);
+        }
+        assert_eq!(builder.span_count(), 5);
+        let scope = |name: &[u8], spans: &[&[u8]]| {
+            let spans = spans.iter().flat_map(|span| field(0x12, span));
+            field(0x12, &name.iter().copied().chain(spans).collect::<Vec<u8>>())
+        };
+        let b = [&b"B"[..], &scope(b"x", &[b"1", b"4"]), &scope(b"y", &[b"3"])].concat();
+        let a = [&b"A"[..], &scope(b"x", &[b"2", b"5"])].concat();
+        assert_eq!(builder.finish(), [field(0x0A, &b), field(0x0A, &a)].concat());
+    }
+
+    #[test]
+    fn a_threshold_changes_only_the_tracestate() {
+        let check = |span: &[Vec<u8>], expected: &[Vec<u8>]| {
+            let mut out = Vec::new();
+            write_threshold(&span.concat(), Threshold::from_probability(0.25), &mut out).unwrap();
+            assert_eq!(out, expected.concat());
+        };
+        let [trace_id, span_id] = [field(0x0A, &[1; 16]), field(0x12, &[2; 8])];
+        let [parent, name] = [field(0x22, &[3; 8]), field(0x2A, b"name")];
+        let state = |text: &str| field(0x1A, text.as_bytes());
+        let new = state("ot=th:c");
+        check(
+            &[trace_id.clone(), span_id.clone(), parent.clone()],
+            &[trace_id.clone(), span_id.clone(), new.clone(), parent.clone()],
+        );
+        let old = state("ot=rv:00000000000abc,a=1");
+        let both = state("ot=th:c;rv:00000000000abc,a=1");
+        check(&[name.clone(), old.clone(), span_id.clone()], &[name.clone(), both.clone(), span_id.clone()]);
+        check(&[state("x=1"), name.clone(), old], &[state("x=1"), name.clone(), both]);
+        check(std::slice::from_ref(&name), &[new.clone(), name.clone()]);
+        check(&[], &[new]);
+    }
+
+    #[test]
+    fn merging_drops_copies_and_keeps_the_order_of_arrival() {
+        let body = |spans: &[&[u8]]| {
+            let spans: Vec<u8> = spans.iter().flat_map(|span| field(0x12, &field(0x2A, span))).collect();
+            field(0x0A, &field(0x12, &spans))
+        };
+        let (merged, count) =
+            merge(&[(&body(&[b"b", b"a", b"b"]), None), (&body(&[b"c", b"a"]), None), (b"", None)]).unwrap();
+        assert_eq!((&merged[..], count), (&body(&[b"b", b"a", b"c"])[..], 3));
+        assert!(merge(&[(&body(&[b"a"])[1..], None)]).is_err());
+        assert!(
+            merge(&[(&field(0x0A, &field(0x12, &field(0x12, b"\x0A"))), Some(Threshold::ALWAYS))]).is_err()
+        );
+    }
+
+    #[test]
+    fn identities_differ_in_every_bit_and_never_change() {
+        // Written into stores: another number for the same bytes would double spans.
+        assert_eq!(identity(b""), 12_572_389_119_662_025_932);
+        assert_eq!(identity(b"sluicebox keeps the gold"), 14_805_150_672_458_340_728);
+        let bytes: Vec<u8> = (0..101).collect();
+        let mut seen = HashSet::new();
+        for length in 0..100 {
+            assert!(seen.insert(identity(&bytes[1..][..length])));
+            assert!(seen.insert(identity(&[&bytes[1..][..length], &[0]].concat())));
+        }
+        for bit in 0..bytes.len() * 8 {
+            let mut flipped = bytes.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert!(seen.insert(identity(&flipped)));
+        }
+    }
+}

@@ -16,7 +16,12 @@ pub struct Container<'a> {
     scope: Cow<'a, [u8]>,
 }
 
-impl Container<'_> {
+impl<'a> Container<'a> {
+    #[cfg(test)]
+    pub(crate) fn of(resource: &'a [u8], scope: &'a [u8]) -> Self {
+        Self { resource: resource.into(), scope: scope.into() }
+    }
+
     /// The fields of `ResourceSpans`: resource and schema URL.
     #[must_use]
     pub fn resource(&self) -> &[u8] {

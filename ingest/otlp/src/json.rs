@@ -443,3 +443,139 @@ fn decode_base64(text: &str) -> Option<Vec<u8>> {
     }
     Some(out)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use prost::Message;
+
+    use super::*;
+    use crate::messages::{Span, TracesData, any_value};
+
+    fn read(json: &str) -> Result<TracesData, Error> {
+        json_to_protobuf(json.as_bytes()).map(|bytes| TracesData::decode(&bytes[..]).unwrap())
+    }
+
+    fn read_span(fields: &str) -> Result<Span, Error> {
+        let json = format!(r#"{{"resourceSpans":[{{"scopeSpans":[{{"spans":[{{{fields}}}]}}]}}]}}"#);
+        read(&json).map(|mut data| data.resource_spans.remove(0).scope_spans.remove(0).spans.remove(0))
+    }
+
+    fn read_value(json: &str) -> Result<Option<any_value::Value>, Error> {
+        let span = read_span(&format!(r#""attributes":[{{"key":"k","value":{json}}}]"#))?;
+        Ok(span.attributes[0].value.clone().and_then(|any| any.value))
+    }
+
+    #[test]
+    fn a_span_is_read_in_all_the_spellings_that_senders_use() {
+        let span = read_span(
+            r#""traceId":"5B8EFFF798038103D269B633813FC60C","span_id":"eee19b7ec3c1b174","parentSpanId":"",
+               "name":"gr\u00fc\u00dfe","kind":"SPAN_KIND_SERVER","startTimeUnixNano":"1544712660000000000",
+               "end_time_unix_nano":1544712661000000000,"droppedEventsCount":2e0,"flags":257,"links":null,
+               "status":{"code":2,"message":null},"somethingNew":[{"deep":[1,2,{}]}]"#,
+        )
+        .unwrap();
+        assert_eq!(span.trace_id, 0x5B8E_FFF7_9803_8103_D269_B633_813F_C60C_u128.to_be_bytes());
+        assert_eq!(span.span_id, 0xEEE1_9B7E_C3C1_B174_u64.to_be_bytes());
+        assert_eq!((span.parent_span_id.len(), span.name.as_str(), span.kind), (0, "grüße", 2));
+        assert_eq!(span.start_time_unix_nano, 1_544_712_660_000_000_000);
+        assert_eq!(span.end_time_unix_nano, 1_544_712_661_000_000_000);
+        assert_eq!((span.dropped_events_count, span.flags), (2, 257));
+        assert_eq!(span.status.unwrap().code, 2);
+    }
+
+    #[test]
+    fn values_are_read_by_the_type_they_name() {
+        use any_value::Value as V;
+        let check = |json: &str, expected: Option<V>| {
+            let got = read_value(json).unwrap();
+            assert_eq!(format!("{got:?}"), format!("{expected:?}"), "{json}");
+        };
+        check(r#"{"stringValue":""}"#, Some(V::StringValue(String::new())));
+        check(r#"{"boolValue":false}"#, Some(V::BoolValue(false)));
+        check(r#"{"intValue":"-9223372036854775808"}"#, Some(V::IntValue(i64::MIN)));
+        check(r#"{"intValue":-7}"#, Some(V::IntValue(-7)));
+        check(r#"{"doubleValue":1}"#, Some(V::DoubleValue(1.0)));
+        check(r#"{"doubleValue":"1e-3"}"#, Some(V::DoubleValue(0.001)));
+        check(r#"{"doubleValue":"NaN"}"#, Some(V::DoubleValue(f64::NAN)));
+        check(r#"{"doubleValue":"-Infinity"}"#, Some(V::DoubleValue(f64::NEG_INFINITY)));
+        check(r#"{"bytesValue":"-_8="}"#, Some(V::BytesValue(vec![0xFB, 0xFF])));
+        check(r#"{"bytesValue":"+/8"}"#, Some(V::BytesValue(vec![0xFB, 0xFF])));
+        check(r#"{"intValue":1,"intValue":null}"#, Some(V::IntValue(1)));
+        check("{}", None);
+        check("null", None);
+    }
+
+    #[test]
+    fn wrong_types_are_refused_with_their_place() {
+        for span in [
+            r#""traceId":"5b8"#.to_owned() + "\"",
+            r#""traceId":"xyz0""#.to_owned(),
+            r#""name":1"#.to_owned(),
+            r#""kind":"SERVER""#.to_owned(),
+            r#""kind":4294967296"#.to_owned(),
+            r#""startTimeUnixNano":-1"#.to_owned(),
+            r#""startTimeUnixNano":1.5"#.to_owned(),
+            r#""startTimeUnixNano":1e300"#.to_owned(),
+            r#""droppedLinksCount":4294967296"#.to_owned(),
+            r#""events":{}"#.to_owned(),
+            r#""events":[1]"#.to_owned(),
+            r#""status":[]"#.to_owned(),
+            r#""flags":true"#.to_owned(),
+            r#""attributes":[{"value":{"bytesValue":"A"}}]"#.to_owned(),
+            r#""attributes":[{"value":{"boolValue":"true"}}]"#.to_owned(),
+        ] {
+            let error = read_span(&span).unwrap_err().to_string();
+            assert!(error.contains("line 1 column"), "{span}: {error}");
+        }
+        for text in ["", "[]", "{", "{}x", "\u{FEFF}{}", "null", "{\"resourceSpans\":[\"\\ud800\"]}"] {
+            assert!(matches!(read(text), Err(Error::Json { .. })), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn depth_is_bounded_on_both_ways() {
+        let nested = |levels: usize| {
+            let (open, close) = (r#"{"arrayValue":{"values":["#.repeat(levels), "]}}".repeat(levels));
+            read_value(&format!("{open}{close}")).is_ok()
+        };
+        assert!(nested(30));
+        assert!(!nested(31));
+        assert!(!nested(100_000));
+        // What is ignored is not followed, so it costs no stack.
+        assert!(read_span(&format!(r#""unknown":{}{}"#, "[".repeat(100_000), "]".repeat(100_000))).is_ok());
+        // A value in an array in a value ... of an attribute of a resource, innermost first.
+        let nested = |levels: usize| {
+            let keys = [0x0A, 0x2A].repeat(levels).into_iter().chain([0x12, 0x0A, 0x0A, 0x0A]);
+            let body = keys.fold(Vec::new(), |inner, key| {
+                let mut outer = Vec::new();
+                put_delimited(&mut outer, key, &inner);
+                outer
+            });
+            assert_eq!(protobuf_to_json(&body).is_ok(), TracesData::decode(&body[..]).is_ok());
+            protobuf_to_json(&body).is_ok()
+        };
+        assert!(nested(48));
+        assert!(!nested(49));
+    }
+
+    #[test]
+    fn json_is_written_as_the_specification_shows_it() {
+        let json = r#"{"resourceSpans":[{"resource":{"attributes":[{"key":"service.name","value":
+            {"stringValue":"my.service"}}]},"scopeSpans":[{"scope":{"name":"my.library"},"spans":[{
+            "traceId":"5b8efff798038103d269b633813fc60c","spanId":"eee19b7ec3c1b174","kind":2,
+            "startTimeUnixNano":"1544712660000000000","flags":1,"attributes":[
+            {"key":"a","value":{"doubleValue":0.1}},{"key":"b","value":{"bytesValue":"+/8="}},
+            {"key":"c","value":{"arrayValue":{"values":[{"intValue":"3"},{"boolValue":true}]}}}]}]}]}]}"#;
+        let back = protobuf_to_json(&json_to_protobuf(json.as_bytes()).unwrap()).unwrap();
+        assert_eq!(back, serde_json::from_str::<Value>(json).unwrap());
+    }
+
+    proptest! {
+        #[test]
+        fn hexadecimal_and_base64_come_back(bytes: Vec<u8>) {
+            prop_assert_eq!(decode_hex(&encode_hex(&bytes)), Some(bytes.clone()));
+            prop_assert_eq!(decode_base64(&encode_base64(&bytes)), Some(bytes));
+        }
+    }
+}
