@@ -41,12 +41,10 @@ pub struct ArchiveOptions {
     pub open_terms_max: usize,
 }
 
-impl ArchiveOptions {
-    /// The defaults: pages of 128 KiB, zstd 3, sealed at 64 MiB of memory or a million terms.
-    #[must_use]
-    pub fn new(directory: PathBuf) -> Self {
+impl Default for ArchiveOptions {
+    fn default() -> Self {
         Self {
-            directory,
+            directory: PathBuf::from("traces"),
             page_bytes: 128 << 10,
             zstd_level: 3,
             open_bytes_max: 64 << 20,

@@ -94,7 +94,7 @@ pub(crate) fn small(number: u8) -> Fragment {
 
 /// Pages so small that every test has several.
 pub(crate) fn options(directory: &std::path::Path) -> ArchiveOptions {
-    ArchiveOptions { page_bytes: 512, ..ArchiveOptions::new(directory.join("traces")) }
+    ArchiveOptions { directory: directory.join("traces"), page_bytes: 512, ..ArchiveOptions::default() }
 }
 
 pub(crate) fn open(directory: &std::path::Path) -> (Archive, OpenReport) {

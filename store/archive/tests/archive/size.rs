@@ -52,7 +52,8 @@ fn report(segment: &SegmentView, spans: u64, raw: u64, file: u64) -> String {
 fn a_span_takes_few_bytes_on_disk() {
     let wanted: u64 = std::env::var("SPANS").ok().and_then(|spans| spans.parse().ok()).unwrap_or(10_000);
     let directory = tempfile::tempdir().unwrap();
-    let (archive, _) = Archive::open(ArchiveOptions::new(directory.path().join("traces")), 1).unwrap();
+    let options = ArchiveOptions { directory: directory.path().join("traces"), ..ArchiveOptions::default() };
+    let (archive, _) = Archive::open(options, 1).unwrap();
     let mut writer = archive.writer(ShardId(0));
     let mut random = Mixer(1);
     let mut raw = 0;
