@@ -216,13 +216,12 @@ impl<'a> SpanFields<'a> {
             reader.advance(28)?;
         }
         while !reader.is_done() {
-            // Attributes make up half of all fields; most are shorter than 128 bytes.
-            if let [0x4A, length @ ..0x80, ..] = *reader.rest() {
-                reader.advance(2 + usize::from(length))?;
-                continue;
-            }
             match reader.key()? {
-                ATTRIBUTES | EVENTS | LINKS => drop(reader.delimited()?),
+                ATTRIBUTES => {
+                    reader.delimited()?;
+                    reader.skip_run(0x4A)?;
+                }
+                EVENTS | LINKS => drop(reader.delimited()?),
                 TRACE_ID => fields.trace_id = reader.delimited()?,
                 SPAN_ID => fields.span_id = reader.delimited()?,
                 TRACE_STATE => fields.trace_state = reader.delimited()?,
@@ -264,7 +263,7 @@ impl<'a> SpanFields<'a> {
         if status == StatusCode::Error {
             flags = flags.with(SpanFlags::ERROR);
         }
-        if !resource.service_is_utf8 || str::from_utf8(name).is_err() {
+        if !(resource.service_is_utf8 && is_utf8(name)) {
             flags = flags.with(SpanFlags::INVALID_UTF8);
         }
         let (mut randomness, mut threshold) = (trace_id.randomness(), Threshold::ALWAYS);
@@ -322,6 +321,12 @@ fn read_status(mut reader: Reader<'_>, code: &mut u64) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// Nearly all names are ASCII, which is quicker to see.
+#[inline(always)]
+fn is_utf8(text: &[u8]) -> bool {
+    text.is_ascii() || str::from_utf8(text).is_ok()
 }
 
 /// Protobuf cuts an enum's varint to 32 bits.

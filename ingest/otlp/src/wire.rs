@@ -92,25 +92,12 @@ impl<'a> Reader<'a> {
                 self.position += 2;
                 Ok(u64::from(low & 0x7F) | u64::from(high) << 7)
             }
-            _ => self.long_varint(),
-        }
-    }
-
-    #[inline(never)]
-    fn long_varint(&mut self) -> Result<u64, Error> {
-        let mut value = 0;
-        for (count, &byte) in self.rest().iter().take(10).enumerate() {
-            value |= u64::from(byte & 0x7F) << (7 * count);
-            if byte < 0x80 {
-                // The tenth byte has room for one bit of a 64-bit number.
-                if count == 9 && byte > 1 {
-                    break;
-                }
-                self.position += count + 1;
-                return Ok(value);
+            _ => {
+                let (value, position) = long_varint(*self)?;
+                self.position = position;
+                Ok(value)
             }
         }
-        Err(self.malformed("a varint that does not end or does not fit 64 bits"))
     }
 
     #[inline(always)]
@@ -162,37 +149,29 @@ impl<'a> Reader<'a> {
         self.array().map(u32::from_le_bytes)
     }
 
-    /// Steps over the value of a field that nobody here knows.
-    pub(crate) fn skip(&mut self, key: Key) -> Result<(), Error> {
-        self.skip_nested(key, self.depth)
+    /// Steps over all values of less than 128 bytes that follow under one key: the attributes of a span, which make up
+    /// half of its fields, in a loop that does nothing else.
+    #[inline(always)]
+    pub(crate) fn skip_run(&mut self, key: u8) -> Result<(), Error> {
+        let mut position = self.position;
+        while let Some(&[found, length @ ..0x80]) =
+            self.bytes.get(position..).and_then(|rest| rest.first_chunk())
+            && found == key
+        {
+            position += 2 + usize::from(length);
+        }
+        self.advance(position - self.position).map(drop)
     }
 
-    fn skip_nested(&mut self, key: Key, depth: u8) -> Result<(), Error> {
-        if depth == 0 {
-            return Err(self.malformed("groups nested too deep"));
-        }
-        match key & 7 {
-            0 => self.varint().map(drop),
-            1 => self.advance(8).map(drop),
-            2 => self.delimited().map(drop),
-            3 => loop {
-                let inner = self.key()?;
-                if inner & 7 != 4 {
-                    self.skip_nested(inner, depth - 1)?;
-                } else if inner >> 3 == key >> 3 {
-                    return Ok(());
-                } else {
-                    return Err(self.malformed("a group that ends under another number"));
-                }
-            },
-            4 => Err(self.malformed("the end of a group that never began")),
-            5 => self.advance(4).map(drop),
-            _ => Err(self.malformed("a wire type that does not exist")),
-        }
+    /// Steps over the value of a field that nobody here knows.
+    #[inline(always)]
+    pub(crate) fn skip(&mut self, key: Key) -> Result<(), Error> {
+        self.position = skip_nested(*self, key, self.depth)?;
+        Ok(())
     }
 
     /// For the keys that no arm of a message's `match` took: a known number has the wrong type, others are skipped.
-    #[inline(never)]
+    #[inline(always)]
     pub(crate) fn other(&mut self, key: Key, known: &[u32]) -> Result<(), Error> {
         if known.contains(&(key >> 3)) {
             return Err(self.malformed("a known field has the wrong wire type"));
@@ -200,10 +179,62 @@ impl<'a> Reader<'a> {
         self.skip(key)
     }
 
-    #[cold]
+    #[inline(always)]
     pub(crate) fn malformed(&self, what: &'static str) -> Error {
-        Error::Malformed { position: self.position, what }
+        malformed(self.position, what)
     }
+}
+
+// The rare paths take their reader by value: one whose address is known elsewhere could not live in registers.
+
+#[cold]
+#[inline(never)]
+fn malformed(position: usize, what: &'static str) -> Error {
+    Error::Malformed { position, what }
+}
+
+/// A varint and the position behind it.
+#[inline(never)]
+fn long_varint(reader: Reader<'_>) -> Result<(u64, usize), Error> {
+    let mut value = 0;
+    for (count, &byte) in reader.rest().iter().take(10).enumerate() {
+        value |= u64::from(byte & 0x7F) << (7 * count);
+        if byte < 0x80 {
+            // The tenth byte has room for one bit of a 64-bit number.
+            if count == 9 && byte > 1 {
+                break;
+            }
+            return Ok((value, reader.position + count + 1));
+        }
+    }
+    Err(reader.malformed("a varint that does not end or does not fit 64 bits"))
+}
+
+/// The position behind the value under `key`.
+#[inline(never)]
+fn skip_nested(mut reader: Reader<'_>, key: Key, depth: u8) -> Result<usize, Error> {
+    if depth == 0 {
+        return Err(reader.malformed("groups nested too deep"));
+    }
+    match key & 7 {
+        0 => drop(reader.varint()?),
+        1 => drop(reader.advance(8)?),
+        2 => drop(reader.delimited()?),
+        3 => loop {
+            let inner = reader.key()?;
+            if inner & 7 != 4 {
+                reader.position = skip_nested(reader, inner, depth - 1)?;
+            } else if inner >> 3 == key >> 3 {
+                break;
+            } else {
+                return Err(reader.malformed("a group that ends under another number"));
+            }
+        },
+        4 => return Err(reader.malformed("the end of a group that never began")),
+        5 => drop(reader.advance(4)?),
+        _ => return Err(reader.malformed("a wire type that does not exist")),
+    }
+    Ok(reader.position)
 }
 
 /// How many bytes [`put_varint`] writes.
