@@ -1,0 +1,392 @@
+//! `verify`: asks the appliance for every trace it must have, and compares it with what was sent.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use query_api::proto::{Decision, GetStatusResponse, SearchTracesRequest};
+use serde::Serialize;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+
+use crate::appliance::Appliance;
+use crate::check::{self, Claim, Findings, Share};
+use crate::clock::{self, parse_duration};
+use crate::error::Error;
+use crate::ledger::Ledger;
+use crate::plan::Plan;
+use crate::template::encode_scope;
+
+/// How often the appliance is asked whether everything is decided.
+const POLL_EVERY: Duration = Duration::from_millis(250);
+
+/// Traces of a page of the search.
+const PAGE: u32 = 5_000;
+
+/// No search goes on beyond this many pages: 50 M traces.
+const PAGES_MAX: usize = 10_000;
+
+/// A trace that is missing is asked for again after this: it may just be on its way from live to kept.
+const ASK_AGAIN_AFTER: Duration = Duration::from_secs(2);
+
+/// How many ids of each kind of trouble the result names.
+const EXAMPLES_MAX: usize = 5;
+
+/// Options of `verify`.
+#[derive(clap::Args, Debug)]
+pub(crate) struct Args {
+    /// Ledgers of `load`, all of one tenant
+    #[arg(long, required = true, num_args = 1..)]
+    ledger: Vec<PathBuf>,
+    /// The query port
+    #[arg(long, default_value = "127.0.0.1:4320")]
+    query: String,
+    /// Slow traces must be there, too
+    #[arg(long)]
+    expect_slow: bool,
+    /// Fail when the share of plain traces kept by the head stage cannot come from this one
+    #[arg(long)]
+    expect_head: Option<f64>,
+    /// Check arrived = kept + sampled_out + shed + expired + refused, and that nothing is undecided
+    #[arg(long)]
+    identity: bool,
+    /// Do not list what was kept: checks only the traces that must be there
+    #[arg(long)]
+    skip_kept: bool,
+    /// How long to wait until everything is decided
+    #[arg(long, default_value = "30s", value_parser = parse_duration)]
+    wait: Duration,
+    /// Questions under way
+    #[arg(long, default_value_t = 8)]
+    concurrency: usize,
+}
+
+/// What was found.
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct Report {
+    /// Nothing is missing, doubled, altered or made up, and every other expectation of the command line holds.
+    pub(crate) passed: bool,
+    seconds: f64,
+    /// Traces of which at least one span was acknowledged.
+    traces_acknowledged: u64,
+    spans_acknowledged: u64,
+    error_traces: u64,
+    slow_traces: u64,
+    /// Traces that were asked for and compared.
+    traces_compared: u64,
+    spans_compared: u64,
+    /// Traces that must be there and are not.
+    traces_missing: u64,
+    /// Traces that are there without some of their acknowledged spans.
+    traces_incomplete: u64,
+    #[serde(flatten)]
+    findings: Findings,
+    /// Ids of traces in trouble.
+    examples: Vec<String>,
+    /// Slow traces that are there, of all that are slow and without error.
+    slow_kept: Option<Share>,
+    /// Plain traces kept by the head stage, of all that were not kept as slow.
+    head_kept: Option<Share>,
+    /// Plain traces kept for being slower than their operation's p95.
+    plain_kept_as_slow: u64,
+    kept: Listed,
+    counts: Option<Counts>,
+}
+
+/// What listing the kept traces found.
+#[derive(Debug, Default, Serialize)]
+struct Listed {
+    traces: u64,
+    pending: u64,
+    /// Of other runs.
+    foreign: u64,
+    /// More than once in one listing.
+    listed_twice: u64,
+    /// There by id, but not listed.
+    not_listed: u64,
+    /// What the appliance said about incomplete answers.
+    incomplete: Vec<String>,
+}
+
+/// The tenant's spans, as the appliance counts them.
+#[derive(Debug, Serialize)]
+struct Counts {
+    arrived: u64,
+    kept: u64,
+    sampled_out: u64,
+    shed: u64,
+    expired: u64,
+    refused: u64,
+    undecided: u64,
+    /// `arrived` is the sum of the others.
+    identity_holds: bool,
+}
+
+/// Where a trace comes from.
+#[derive(Clone, Copy)]
+struct Origin {
+    run: u32,
+    delivery: u32,
+    trace: u32,
+}
+
+struct Run {
+    ledger: Ledger,
+    plan: Plan,
+}
+
+/// All that was sent, by trace.
+struct Sent {
+    runs: Vec<Run>,
+    claims: HashMap<[u8; 16], (Origin, Claim)>,
+}
+
+impl Sent {
+    fn read(paths: &[PathBuf]) -> Result<Self, Error> {
+        let mut sent = Self { runs: Vec::new(), claims: HashMap::new() };
+        for (run, path) in (0u32..).zip(paths) {
+            let (ledger, plan) = Ledger::read(path)?;
+            for (number, delivery) in (0u32..).zip(&ledger.deliveries) {
+                for (trace, claim) in (0u32..).zip(check::claims(&plan, delivery)) {
+                    let origin = Origin { run, delivery: number, trace };
+                    sent.claims.insert(plan.trace_id(delivery.group, trace), (origin, claim));
+                }
+            }
+            sent.runs.push(Run { ledger, plan });
+        }
+        let tenant = |run: &Run| run.ledger.header.tenant.clone();
+        if sent.runs.iter().any(|run| tenant(run) != tenant(&sent.runs[0])) {
+            return Err(Error::Options("the ledgers are of different tenants: verify them one by one".to_owned()));
+        }
+        Ok(sent)
+    }
+
+    fn tenant(&self) -> &str {
+        self.runs.first().map_or("default", |run| &run.ledger.header.tenant)
+    }
+
+    /// The times between which roots ended, widened by the longest trace.
+    fn time_range(&self) -> (u64, u64) {
+        const MARGIN: u64 = 60_000_000_000;
+        let deliveries = self.runs.iter().flat_map(|run| &run.ledger.deliveries);
+        let bases = deliveries.map(|delivery| delivery.base_unix_nanos);
+        let (low, high) = bases.fold((u64::MAX, 0), |(low, high), base| (low.min(base), high.max(base)));
+        (low.saturating_sub(MARGIN), high.saturating_add(MARGIN))
+    }
+
+    fn compare(&self, id: [u8; 16], answer: &[u8]) -> Result<Findings, Error> {
+        let Some((origin, _)) = self.claims.get(&id) else { return Ok(Findings::default()) };
+        let run = &self.runs[origin.run as usize];
+        let delivery = &run.ledger.deliveries[origin.delivery as usize];
+        let spans = check::sent_spans(&run.plan, delivery, origin.trace);
+        check::compare(&spans, &encode_scope(), answer, true)
+    }
+}
+
+/// Asks, compares and reports.
+///
+/// # Errors
+/// When a ledger cannot be read or the appliance does not answer.
+pub(crate) fn run(args: &Args) -> Result<Report, Error> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|source| Error::System { what: "start a runtime", source })?;
+    let start = clock::now();
+    let sent = Arc::new(Sent::read(&args.ledger)?);
+    let mut report = runtime.block_on(verify(args, &sent))?;
+    report.seconds = start.elapsed().as_secs_f64();
+    Ok(report)
+}
+
+async fn verify(args: &Args, sent: &Arc<Sent>) -> Result<Report, Error> {
+    let appliance = Appliance::connect(&args.query, sent.tenant()).await?;
+    let status = until_decided(&appliance, args.wait).await?;
+    let mut report = Report { counts: status.counts.map(counts_of), ..Report::default() };
+    let mut must = Vec::new();
+    for (&id, &(_, claim)) in &sent.claims {
+        report.traces_acknowledged += u64::from(claim.spans_acknowledged > 0);
+        report.spans_acknowledged += u64::from(claim.spans_acknowledged);
+        report.error_traces += u64::from(claim.error);
+        report.slow_traces += u64::from(claim.slow);
+        if claim.error || (claim.slow && args.expect_slow) {
+            must.push(id);
+        }
+    }
+    eprintln!("asking for {} traces that must be there", must.len());
+    let mut verdicts = ask(&appliance, sent, &must, args.concurrency).await?;
+    let absent: Vec<[u8; 16]> = verdicts.iter().filter(|v| v.is_in_trouble()).map(|v| v.id).collect();
+    if !absent.is_empty() {
+        eprintln!("asking again for {} of them", absent.len());
+        sleep(ASK_AGAIN_AFTER).await;
+        verdicts.retain(|verdict| !verdict.is_in_trouble());
+        verdicts.extend(ask(&appliance, sent, &absent, args.concurrency).await?);
+    }
+    if !args.skip_kept {
+        let listed = list(&appliance, sent, &mut report.kept).await?;
+        let asked: HashMap<[u8; 16], ()> = must.iter().map(|&id| (id, ())).collect();
+        let others: Vec<[u8; 16]> = listed.keys().filter(|id| !asked.contains_key(*id)).copied().collect();
+        eprintln!("comparing {} more traces that were kept", others.len());
+        let compared = ask(&appliance, sent, &others, args.concurrency).await?;
+        report.kept.not_listed = verdicts.iter().filter(|v| v.found && !listed.contains_key(&v.id)).count() as u64;
+        report.judge_shares(sent, &listed);
+        verdicts.extend(compared);
+    }
+    report.judge(&verdicts);
+    report.passed = report.holds(args);
+    Ok(report)
+}
+
+/// What became of one question.
+struct Verdict {
+    id: [u8; 16],
+    found: bool,
+    spans: u64,
+    findings: Findings,
+}
+
+impl Verdict {
+    fn is_in_trouble(&self) -> bool {
+        !self.found || !self.findings.is_none()
+    }
+}
+
+async fn until_decided(appliance: &Appliance, wait: Duration) -> Result<GetStatusResponse, Error> {
+    let give_up = clock::now() + wait;
+    loop {
+        let status = appliance.status().await?;
+        let undecided = status.counts.as_ref().map_or(0, |counts| counts.undecided);
+        if (undecided == 0 && status.live_traces == 0) || clock::now() > give_up {
+            return Ok(status);
+        }
+        eprintln!("{undecided} spans of {} traces are undecided", status.live_traces);
+        sleep(POLL_EVERY).await;
+    }
+}
+
+fn counts_of(counts: query_api::proto::SpanCounts) -> Counts {
+    let query_api::proto::SpanCounts { arrived, kept, sampled_out, shed, expired, refused, undecided } = counts;
+    let identity_holds = arrived == kept + sampled_out + shed + expired + refused + undecided;
+    Counts { arrived, kept, sampled_out, shed, expired, refused, undecided, identity_holds }
+}
+
+async fn ask(
+    appliance: &Appliance,
+    sent: &Arc<Sent>,
+    ids: &[[u8; 16]],
+    concurrency: usize,
+) -> Result<Vec<Verdict>, Error> {
+    let places = Arc::new(Semaphore::new(concurrency.max(1)));
+    let mut questions = JoinSet::new();
+    let mut verdicts = Vec::with_capacity(ids.len());
+    for &id in ids {
+        let place = Arc::clone(&places).acquire_owned().await;
+        let (appliance, sent) = (appliance.clone(), Arc::clone(sent));
+        questions.spawn(async move {
+            let verdict = ask_for(&appliance, &sent, id).await;
+            drop(place);
+            verdict
+        });
+        while let Some(done) = questions.try_join_next() {
+            verdicts.push(done.unwrap_or(Err(Error::ThreadLost))?);
+        }
+    }
+    while let Some(done) = questions.join_next().await {
+        verdicts.push(done.unwrap_or(Err(Error::ThreadLost))?);
+    }
+    Ok(verdicts)
+}
+
+async fn ask_for(appliance: &Appliance, sent: &Sent, id: [u8; 16]) -> Result<Verdict, Error> {
+    let Some(answer) = appliance.trace(id).await? else {
+        return Ok(Verdict { id, found: false, spans: 0, findings: Findings::default() });
+    };
+    let spans = answer.summary.map_or(0, |summary| u64::from(summary.span_count));
+    let traces = answer.trace.unwrap_or_default();
+    Ok(Verdict { id, found: true, spans, findings: sent.compare(id, &traces.0)? })
+}
+
+/// The decisions of the kept traces that were sent by these runs.
+async fn list(
+    appliance: &Appliance,
+    sent: &Sent,
+    listed: &mut Listed,
+) -> Result<HashMap<[u8; 16], Decision>, Error> {
+    let (start_unix_nano, end_unix_nano) = sent.time_range();
+    let mut search =
+        SearchTracesRequest { start_unix_nano, end_unix_nano, limit: PAGE, ..SearchTracesRequest::default() };
+    let mut decisions = HashMap::new();
+    for _ in 0..PAGES_MAX {
+        let page = appliance.search(search.clone()).await?;
+        if !page.incomplete.is_empty() && listed.incomplete.len() < EXAMPLES_MAX {
+            listed.incomplete.push(page.incomplete);
+        }
+        for summary in page.traces {
+            let decision = summary.decision();
+            let Ok(id) = <[u8; 16]>::try_from(&summary.trace_id[..]) else { continue };
+            listed.traces += 1;
+            listed.pending += u64::from(decision == Decision::Pending);
+            if !sent.claims.contains_key(&id) {
+                listed.foreign += 1;
+            } else if decisions.insert(id, decision).is_some() {
+                listed.listed_twice += 1;
+            }
+        }
+        if page.next_cursor.is_empty() {
+            break;
+        }
+        search.cursor = page.next_cursor.into();
+    }
+    Ok(decisions)
+}
+
+impl Report {
+    fn judge(&mut self, verdicts: &[Verdict]) {
+        for verdict in verdicts {
+            self.traces_compared += 1;
+            self.spans_compared += verdict.spans;
+            self.traces_missing += u64::from(!verdict.found);
+            self.traces_incomplete += u64::from(verdict.findings.spans_missing > 0);
+            self.findings.add(verdict.findings);
+            if verdict.is_in_trouble() && self.examples.len() < EXAMPLES_MAX {
+                self.examples.push(store_model::TraceId(verdict.id).to_string());
+            }
+        }
+    }
+
+    fn judge_shares(&mut self, sent: &Sent, listed: &HashMap<[u8; 16], Decision>) {
+        let (mut slow, mut slow_kept, mut plain, mut head) = (0, 0, 0, 0);
+        for (id, (_, claim)) in &sent.claims {
+            let decision = listed.get(id).copied();
+            if claim.slow && !claim.error {
+                slow += 1;
+                slow_kept += u64::from(decision.is_some_and(|decision| decision != Decision::Pending));
+            }
+            if claim.plain {
+                plain += 1;
+                head += u64::from(decision == Some(Decision::KeptHead));
+                self.plain_kept_as_slow += u64::from(decision == Some(Decision::KeptSlow));
+            }
+        }
+        self.slow_kept = Some(Share::new(slow_kept, slow));
+        self.head_kept = Some(Share::new(head, plain - self.plain_kept_as_slow));
+    }
+
+    fn holds(&self, args: &Args) -> bool {
+        let listing_holds = self.kept.listed_twice == 0 && self.kept.not_listed == 0;
+        let identity_holds =
+            self.counts.as_ref().is_some_and(|counts| counts.identity_holds && counts.undecided == 0);
+        let share_holds = match (args.expect_head, self.head_kept) {
+            (Some(expected), Some(share)) => share.allows(expected),
+            (Some(_), None) => false,
+            (None, _) => true,
+        };
+        self.traces_missing == 0
+            && self.findings.is_none()
+            && listing_holds
+            && share_holds
+            && (identity_holds || !args.identity)
+    }
+}

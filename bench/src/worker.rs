@@ -1,0 +1,411 @@
+//! One thread of the generator: its connections, their requests in flight, and the tally of what became of them.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Barrier, OnceLock};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use rustix::thread::{CpuSet, sched_setaffinity};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::{JoinSet, LocalSet};
+use tokio::time::{sleep, sleep_until};
+
+use crate::answer::Answer;
+use crate::clock;
+use crate::error::Error;
+use crate::latency::{Latencies, Schedule};
+use crate::ledger::{Delivery, Notes};
+use crate::plan::Plan;
+use crate::random::mix;
+use crate::sender::{Protocol, Sender, Target};
+use crate::supply::{Source, Supply};
+
+/// Requests of late spans that may wait in one thread; beyond, new groups wait for a place.
+const LATE_MAX: u32 = 4_096;
+
+/// After a failure a slot pauses this long, twice as long each time.
+const PAUSE_FIRST: Duration = Duration::from_millis(20);
+const PAUSE_LONGEST: Duration = Duration::from_secs(1);
+
+/// What all threads of a run share.
+pub(crate) struct Run {
+    pub(crate) plan: Arc<Plan>,
+    pub(crate) source: Source,
+    pub(crate) target: Target,
+    pub(crate) schedule: Schedule,
+    pub(crate) in_flight: u32,
+    pub(crate) duration: Duration,
+    pub(crate) group_limit: u64,
+    pub(crate) late_by: Duration,
+    pub(crate) duplicates: f64,
+    pub(crate) retry: bool,
+    pub(crate) timeout: Duration,
+    /// How long to keep trying to connect, before the start and with `retry` after the end.
+    pub(crate) patience: Duration,
+    pub(crate) wants_notes: bool,
+    pub(crate) next_group: AtomicU64,
+    /// For progress: spans acknowledged so far.
+    pub(crate) acknowledged: AtomicU64,
+    pub(crate) ready: Barrier,
+    pub(crate) start: OnceLock<Instant>,
+}
+
+/// What became of the requests of one thread, or of all.
+#[derive(Default)]
+pub(crate) struct Tally {
+    pub(crate) spans_sent: u64,
+    pub(crate) requests_acknowledged: u64,
+    pub(crate) spans_acknowledged: u64,
+    pub(crate) spans_rejected: u64,
+    pub(crate) requests_refused: u64,
+    pub(crate) spans_refused: u64,
+    pub(crate) requests_failed: u64,
+    pub(crate) spans_failed: u64,
+    pub(crate) attempts_repeated: u64,
+    pub(crate) hints_seen: u64,
+    pub(crate) requests_duplicated: u64,
+    pub(crate) requests_late: u64,
+    pub(crate) body_bytes: u64,
+    /// Status or kind of failure, and how often.
+    pub(crate) reasons: BTreeMap<String, u64>,
+    pub(crate) latency: Option<Latencies>,
+    pub(crate) service_time: Option<Latencies>,
+    pub(crate) notes: Notes,
+}
+
+/// Reasons beyond this many are counted together: their texts come from outside.
+const REASONS_MAX: usize = 32;
+
+impl Tally {
+    fn new() -> Self {
+        Self { latency: Some(Latencies::new()), service_time: Some(Latencies::new()), ..Self::default() }
+    }
+
+    fn reason(&mut self, text: String) {
+        let known = self.reasons.contains_key(&text);
+        let text = if known || self.reasons.len() < REASONS_MAX { text } else { "others".to_owned() };
+        *self.reasons.entry(text).or_default() += 1;
+    }
+
+    /// Adds what another thread counted.
+    pub(crate) fn add(&mut self, other: Self) {
+        let Self {
+            spans_sent,
+            requests_acknowledged,
+            spans_acknowledged,
+            spans_rejected,
+            requests_refused,
+            spans_refused,
+            requests_failed,
+            spans_failed,
+            attempts_repeated,
+            hints_seen,
+            requests_duplicated,
+            requests_late,
+            body_bytes,
+            reasons,
+            latency,
+            service_time,
+            notes,
+        } = other;
+        self.spans_sent += spans_sent;
+        self.requests_acknowledged += requests_acknowledged;
+        self.spans_acknowledged += spans_acknowledged;
+        self.spans_rejected += spans_rejected;
+        self.requests_refused += requests_refused;
+        self.spans_refused += spans_refused;
+        self.requests_failed += requests_failed;
+        self.spans_failed += spans_failed;
+        self.attempts_repeated += attempts_repeated;
+        self.hints_seen += hints_seen;
+        self.requests_duplicated += requests_duplicated;
+        self.requests_late += requests_late;
+        self.body_bytes += body_bytes;
+        for (reason, count) in reasons {
+            *self.reasons.entry(reason).or_default() += count;
+        }
+        merge(&mut self.latency, latency);
+        merge(&mut self.service_time, service_time);
+        self.notes.append(notes);
+    }
+}
+
+fn merge(mine: &mut Option<Latencies>, theirs: Option<Latencies>) {
+    match (mine.as_mut(), theirs) {
+        (Some(mine), Some(theirs)) => mine.add(&theirs),
+        (None, theirs) => *mine = theirs,
+        (Some(_), None) => {}
+    }
+}
+
+/// Runs one thread of the generator with `connections` connections, pinned to `cpu` if one is given. Meets the others
+/// twice at `run.ready`: when connected, and when the start is set.
+///
+/// # Errors
+/// When it cannot connect at first.
+pub(crate) fn work(run: &Arc<Run>, connections: usize, cpu: Option<usize>) -> Result<Tally, Error> {
+    let prepared = prepare(run, connections, cpu);
+    run.ready.wait();
+    run.ready.wait();
+    let (runtime, local, worker) = prepared?;
+    local.block_on(&runtime, Rc::clone(&worker).serve());
+    drop(local);
+    drop(runtime);
+    Ok(worker.tally.take())
+}
+
+type Prepared = (tokio::runtime::Runtime, LocalSet, Rc<Worker>);
+
+fn prepare(run: &Arc<Run>, connections: usize, cpu: Option<usize>) -> Result<Prepared, Error> {
+    if let Some(cpu) = cpu {
+        pin(cpu)?;
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|source| Error::System { what: "start a runtime", source })?;
+    // HTTP/1.1 has one request in flight a connection, so more in flight means more connections.
+    let per_connection = if run.target.protocol == Protocol::Http { run.in_flight as usize } else { 1 };
+    let senders = (0..connections * per_connection)
+        .map(|_| Sender::new(run.target.clone()).map(Rc::new))
+        .collect::<Result<Vec<_>, _>>()?;
+    let worker = Rc::new(Worker {
+        supply: RefCell::new(Supply::new(Arc::clone(&run.plan), run.source.clone())),
+        run: Arc::clone(run),
+        senders,
+        tally: RefCell::new(Tally::new()),
+        late_places: Arc::new(Semaphore::new(LATE_MAX as usize)),
+    });
+    let local = LocalSet::new();
+    local.block_on(&runtime, worker.connect())?;
+    Ok((runtime, local, worker))
+}
+
+/// Pins this thread to `cpu`.
+pub(crate) fn pin(cpu: usize) -> Result<(), Error> {
+    let mut set = CpuSet::new();
+    if cpu >= CpuSet::MAX_CPU {
+        return Err(Error::Options(format!("there is no processor {cpu}")));
+    }
+    set.set(cpu);
+    sched_setaffinity(None, &set)
+        .map_err(|errno| Error::System { what: "pin a thread to its processor", source: errno.into() })
+}
+
+struct Worker {
+    run: Arc<Run>,
+    supply: RefCell<Supply>,
+    senders: Vec<Rc<Sender>>,
+    tally: RefCell<Tally>,
+    late_places: Arc<Semaphore>,
+}
+
+/// How one body ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Ended {
+    acknowledged: bool,
+}
+
+impl Worker {
+    async fn connect(&self) -> Result<(), Error> {
+        let give_up = clock::now() + self.run.patience;
+        for sender in &self.senders {
+            while let Err(error) = sender.connect().await {
+                if clock::now() > give_up {
+                    return Err(error);
+                }
+                sleep(PAUSE_FIRST * 5).await;
+            }
+        }
+        Ok(())
+    }
+
+    async fn serve(self: Rc<Self>) {
+        let per_sender = if self.run.target.protocol == Protocol::Http { 1 } else { self.run.in_flight };
+        let mut slots = JoinSet::new();
+        for sender in &self.senders {
+            for _ in 0..per_sender {
+                slots.spawn_local(Rc::clone(&self).serve_slot(Rc::clone(sender)));
+            }
+        }
+        while slots.join_next().await.is_some() {}
+        // All late places are free again once the last late request has ended.
+        drop(self.late_places.acquire_many(LATE_MAX).await);
+    }
+
+    fn started(&self) -> Instant {
+        *self.run.start.get_or_init(clock::now)
+    }
+
+    /// Sends group after group until the run is over.
+    async fn serve_slot(self: Rc<Self>, sender: Rc<Sender>) {
+        let end = self.started() + self.run.duration;
+        let requests = self.run.plan.bodies_per_group() - usize::from(self.run.plan.has_late());
+        while clock::now() < end {
+            let number = self.run.next_group.fetch_add(1, Ordering::Relaxed);
+            if number >= self.run.group_limit {
+                return;
+            }
+            let first = number * requests as u64;
+            if self.due(first).is_some_and(|due| due >= end) {
+                return;
+            }
+            Rc::clone(&self).deliver(&sender, number, requests).await;
+        }
+    }
+
+    fn due(&self, request: u64) -> Option<Instant> {
+        self.run.schedule.due(request).map(|after| self.started() + after)
+    }
+
+    async fn deliver(self: Rc<Self>, sender: &Rc<Sender>, number: u64, requests: usize) {
+        let bodies = self.run.plan.bodies_per_group();
+        let mut delivery = None;
+        for body in 0..requests {
+            let due = self.due(number * requests as u64 + body as u64);
+            if let Some(due) = due {
+                sleep_until(due.into()).await;
+            }
+            // The moment of the whole group is that of its first request.
+            let delivery = delivery.get_or_insert_with(|| {
+                let (group, base_unix_nanos) = self.supply.borrow().moment(number, clock::unix_nanos());
+                Delivery {
+                    group,
+                    base_unix_nanos,
+                    sent: vec![false; bodies],
+                    acknowledged: vec![false; bodies],
+                }
+            });
+            self.deliver_body(sender, delivery, body, due).await;
+        }
+        let Some(mut delivery) = delivery else { return };
+        let late = requests;
+        if !self.run.plan.has_late() || self.run.plan.group(delivery.group).bodies[late].spans.is_empty() {
+            return self.note(&delivery);
+        }
+        let Ok(place) = Arc::clone(&self.late_places).acquire_owned().await else { return };
+        let sender = Rc::clone(sender);
+        tokio::task::spawn_local(async move {
+            let due = clock::now() + self.run.late_by;
+            sleep_until(due.into()).await;
+            self.deliver_body(&sender, &mut delivery, late, Some(due)).await;
+            self.tally.borrow_mut().requests_late += 1;
+            self.note(&delivery);
+            drop::<OwnedSemaphorePermit>(place);
+        });
+    }
+
+    fn note(&self, delivery: &Delivery) {
+        if self.run.wants_notes {
+            self.tally.borrow_mut().notes.push(delivery);
+        }
+    }
+
+    async fn deliver_body(
+        &self,
+        sender: &Sender,
+        delivery: &mut Delivery,
+        body: usize,
+        due: Option<Instant>,
+    ) {
+        let (group, base) = (delivery.group, delivery.base_unix_nanos);
+        let spans = u64::from(self.run.plan.group(group).bodies[body].span_count());
+        if spans == 0 {
+            return;
+        }
+        let bytes = match self.supply.borrow_mut().body(group, body, base) {
+            Ok(bytes) => bytes,
+            Err(error) => return self.tally.borrow_mut().reason(error.to_string()),
+        };
+        delivery.sent[body] = true;
+        delivery.acknowledged[body] = self.send(sender, &bytes, spans, due).await.acknowledged;
+        if self.is_duplicated(group, body) {
+            self.tally.borrow_mut().requests_duplicated += 1;
+            let again = self.send(sender, &bytes, spans, None).await;
+            delivery.acknowledged[body] |= again.acknowledged;
+        }
+    }
+
+    fn is_duplicated(&self, group: u64, body: usize) -> bool {
+        let draw = mix(self.run.plan.options.seed ^ mix(group.wrapping_mul(256).wrapping_add(body as u64)));
+        #[expect(clippy::cast_precision_loss, reason = "a share")]
+        let unit = (draw >> 11) as f64 / (1u64 << 53) as f64;
+        unit < self.run.duplicates
+    }
+
+    /// Sends one body, again and again if it may be repeated and the run wants that.
+    async fn send(&self, sender: &Sender, body: &Bytes, spans: u64, due: Option<Instant>) -> Ended {
+        let give_up = self.started() + self.run.duration + self.run.patience;
+        let mut pause = PAUSE_FIRST;
+        self.tally.borrow_mut().spans_sent += spans;
+        loop {
+            let started = clock::now();
+            let answer = sender.export(body.clone(), self.run.timeout).await;
+            let mut tally = self.tally.borrow_mut();
+            let wait = match answer {
+                Ok(Answer::Acknowledged { rejected_spans, message }) => {
+                    return self.acknowledged(&mut tally, body, spans, rejected_spans, message, due, started);
+                }
+                Ok(Answer::Refused { status, retryable, retry_after }) => {
+                    tally.reason(status);
+                    tally.hints_seen += u64::from(retry_after.is_some());
+                    if !(self.run.retry && retryable && clock::now() < give_up) {
+                        tally.requests_refused += 1;
+                        tally.spans_refused += spans;
+                        return Ended { acknowledged: false };
+                    }
+                    retry_after.unwrap_or(pause)
+                }
+                Err(error) => {
+                    tally.reason(error.to_string());
+                    if !(self.run.retry && clock::now() < give_up) {
+                        tally.requests_failed += 1;
+                        tally.spans_failed += spans;
+                        drop(tally);
+                        // Nobody there: without a pause a slot would burn through its groups.
+                        sleep(pause * 5).await;
+                        return Ended { acknowledged: false };
+                    }
+                    pause
+                }
+            };
+            tally.attempts_repeated += 1;
+            drop(tally);
+            sleep(wait).await;
+            pause = (pause * 2).min(PAUSE_LONGEST);
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "one answer and what is known about its request")]
+    fn acknowledged(
+        &self,
+        tally: &mut Tally,
+        body: &Bytes,
+        spans: u64,
+        rejected: u64,
+        message: String,
+        due: Option<Instant>,
+        started: Instant,
+    ) -> Ended {
+        let now = clock::now();
+        tally.requests_acknowledged += 1;
+        tally.spans_acknowledged += spans.saturating_sub(rejected);
+        tally.spans_rejected += rejected;
+        tally.body_bytes += body.len() as u64;
+        if rejected > 0 {
+            tally.reason(format!("partial success: {message}"));
+        }
+        // Latency counts from when the request was due: a wait for a free slot is the receiver's doing.
+        if let Some(latency) = &mut tally.latency {
+            latency.record(now.saturating_duration_since(due.unwrap_or(started)));
+        }
+        if let Some(service_time) = &mut tally.service_time {
+            service_time.record(now.saturating_duration_since(started));
+        }
+        self.run.acknowledged.fetch_add(spans, Ordering::Relaxed);
+        Ended { acknowledged: rejected == 0 }
+    }
+}
