@@ -339,3 +339,76 @@ pub(crate) fn body_range(position: usize, length: usize) -> BodyRange {
     let fit = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
     BodyRange { position: fit(position), length: fit(length) }
 }
+
+#[cfg(test)]
+mod tests {
+    use prost::Message;
+    use store_model::Symbols;
+
+    use super::*;
+    use crate::messages::{
+        AnyValue, KeyValue, Resource, ResourceSpans, ScopeSpans, Span, TracesData, any_value::Value,
+    };
+
+    fn span(trace_id: &[u8], span_id: &[u8], parent_span_id: &[u8]) -> Span {
+        let (trace_id, span_id, parent_span_id) = (trace_id.into(), span_id.into(), parent_span_id.into());
+        Span { trace_id, span_id, parent_span_id, name: "GET /".to_owned(), ..Span::default() }
+    }
+
+    fn resource_spans(services: &[&str], spans: Vec<Span>) -> ResourceSpans {
+        let name = |name: &&str| KeyValue {
+            key: "service.name".to_owned(),
+            value: Some(AnyValue { value: Some(Value::StringValue((*name).to_owned())) }),
+        };
+        let resource = Resource { attributes: services.iter().map(name).collect(), ..Resource::default() };
+        let scope_spans = vec![ScopeSpans { spans, ..ScopeSpans::default() }];
+        ResourceSpans { resource: Some(resource), scope_spans, schema_url: String::new() }
+    }
+
+    #[test]
+    fn spans_with_ids_that_cannot_be_are_counted_and_the_rest_is_taken() {
+        let (trace, id) = ([7; 16], [9; 8]);
+        for (bad, reason) in [
+            (span(&trace[1..], &id, &id), "trace id is not 16 bytes long"),
+            (span(&[0; 16], &id, &id), "trace id is all zero"),
+            (span(&trace, b"", &id), "span id is not 8 bytes long"),
+            (span(&trace, &[0; 8], &id), "span id is all zero"),
+            (span(&trace, &id, &trace), "parent span id is neither empty nor 8 bytes long"),
+        ] {
+            let spans = vec![span(&trace, &id, b""), bad, span(b"", b"", b""), span(&trace, &id, &[0; 8])];
+            let body = TracesData { resource_spans: vec![resource_spans(&["a"], spans)] }.encode_to_vec();
+            let mut roots = 0;
+            let walked =
+                walk(&body, &mut |span| roots += u32::from(span.flags.has(SpanFlags::ROOT))).unwrap();
+            assert_eq!(walked, Walked { accepted: 2, rejected: 2, rejected_because: Some(reason) });
+            assert_eq!(roots, 2);
+        }
+    }
+
+    #[test]
+    fn summaries_carry_the_first_service_name_even_when_it_stands_behind_the_spans() {
+        let spans = || vec![span(&[7; 16], &[9; 8], &[8; 8])];
+        let mut body = Vec::new();
+        for services in [&["a", "x"][..], &[], &["b"], &["a"]] {
+            let ResourceSpans { resource, scope_spans, .. } = resource_spans(services, spans());
+            // The fields of one message in another order: its spans first, then its resource.
+            let spans_first = ResourceSpans { resource: None, scope_spans, schema_url: String::new() };
+            let then_resource = ResourceSpans { resource, ..ResourceSpans::default() };
+            let message = [spans_first.encode_to_vec(), then_resource.encode_to_vec()].concat();
+            crate::wire::put_delimited(&mut body, RESOURCE_SPANS, &message);
+        }
+        let symbols = Symbols::new(10);
+        let mut names = Vec::new();
+        let walked = summarise(&body, &mut symbols.cache(), &mut |summary| {
+            names.push((symbols.name(summary.service), symbols.name(summary.operation)));
+            let BodyRange { position, length } = summary.range;
+            let message = &body[position as usize..][..length as usize];
+            assert_eq!(Span::decode(message).unwrap(), spans()[0]);
+        })
+        .unwrap();
+        assert_eq!(walked.accepted, 4);
+        let services: Vec<&str> = names.iter().map(|(service, _)| service.as_str()).collect();
+        assert_eq!(services, ["a", "", "b", "a"]);
+        assert!(names.iter().all(|(_, operation)| operation == "GET /"));
+    }
+}
