@@ -1,4 +1,4 @@
-//! OTLP/JSON to protobuf and back, field by field along the tables of [`crate::schema`].
+//! OTLP/JSON to protobuf and back, field by field along the tables of `schema`.
 //!
 //! Reading goes straight from the JSON text to protobuf bytes: no tree in between, so a small text cannot become a large
 //! heap. Unknown fields are ignored and null means absent, as
