@@ -123,12 +123,8 @@ fn retry_info(status: &[u8]) -> Result<Option<Duration>, Error> {
         if !is_retry_info {
             continue;
         }
-        for info in each_message(any, 2) {
-            for delay in each_message(info?, 1) {
-                return delay_of(delay?).map(Some);
-            }
-        }
-        return Ok(Some(Duration::ZERO));
+        let info = each_message(any, 2).next().unwrap_or(Ok(&[]))?;
+        return delay_of(each_message(info, 1).next().unwrap_or(Ok(&[]))?).map(Some);
     }
     Ok(None)
 }

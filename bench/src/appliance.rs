@@ -53,11 +53,8 @@ impl Appliance {
             .connect()
             .await
             .map_err(failed)?;
-        let client =
-            TraceQueryClient::new(channel).max_decoding_message_size(query_api::RESPONSE_BYTES_MAX);
-        let tenant = tenant
-            .parse()
-            .map_err(|_invalid| Error::Options(format!("'{tenant}' is no tenant")))?;
+        let client = TraceQueryClient::new(channel).max_decoding_message_size(query_api::RESPONSE_BYTES_MAX);
+        let tenant = tenant.parse().map_err(|_invalid| Error::Options(format!("'{tenant}' is no tenant")))?;
         Ok(Self { client, tenant })
     }
 
@@ -72,7 +69,7 @@ impl Appliance {
     /// # Errors
     /// [`Error::Answer`] for anything but the trace or its absence.
     pub(crate) async fn trace(&self, id: [u8; 16]) -> Result<Option<GetTraceResponse>, Error> {
-        let request = self.request(GetTraceRequest { trace_id: id.to_vec().into() });
+        let request = self.request(GetTraceRequest { trace_id: id.to_vec() });
         match self.client.clone().get_trace(request).await {
             Ok(response) => Ok(Some(response.into_inner())),
             Err(status) if status.code() == Code::NotFound => Ok(None),
@@ -100,7 +97,7 @@ impl Appliance {
         let mut page = Page::default();
         while let Some(message) = messages.message().await.map_err(failed)? {
             page.traces.extend(message.traces);
-            page.next_cursor = message.next_cursor.into();
+            page.next_cursor = message.next_cursor;
             page.incomplete = message.incomplete;
         }
         Ok(page)

@@ -202,7 +202,7 @@ impl Share {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::plan::PlanOptions;
     use crate::plan::tests::options;
@@ -223,13 +223,14 @@ mod tests {
     }
 
     /// A span for an answer: its resource and its bytes.
-    type Told = (Vec<u8>, Vec<u8>);
+    pub(crate) type Told = (Vec<u8>, Vec<u8>);
 
-    fn told(sent: &HashMap<[u8; 8], SentSpan<'_>>) -> Vec<Told> {
+    pub(crate) fn told(sent: &HashMap<[u8; 8], SentSpan<'_>>) -> Vec<Told> {
         sent.values().map(|span| (span.resource.to_vec(), span.bytes.clone())).collect()
     }
 
-    fn answer(spans: &[Told]) -> Vec<u8> {
+    /// A `TracesData` of these spans.
+    pub(crate) fn answer(spans: &[Told]) -> Vec<u8> {
         let mut out = Vec::new();
         for (resource, span) in spans {
             let mut scope_spans = Vec::new();

@@ -74,7 +74,7 @@ pub(crate) struct Args {
     #[arg(long)]
     pub(crate) fresh: bool,
     /// Requests in the pool of compressed bodies; the run ends with it
-    #[arg(long, default_value_t = 8_000)]
+    #[arg(long, default_value_t = 20_000)]
     pub(crate) pool_requests: u64,
     /// Use the pool again and again; its trace ids then come again, too
     #[arg(long, conflicts_with = "ledger")]
@@ -329,7 +329,10 @@ fn measure(args: &Args, run: &Arc<Run>) -> Result<Measured, Error> {
         let connections = connections_of(args.connections, args.threads, thread);
         let cpu = args.generator_cpu.get(thread as usize % args.generator_cpu.len().max(1)).copied();
         let (run, finished) = (Arc::clone(run), finished.clone());
-        thread::spawn(move || finished.send(worker::work(&run, connections as usize, cpu)));
+        thread::spawn(move || {
+            // Nobody listens any more only when the run has failed elsewhere.
+            drop(finished.send(worker::work(&run, connections as usize, cpu)));
+        });
     }
     drop(finished);
     run.ready.wait();

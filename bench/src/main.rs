@@ -9,6 +9,7 @@
 #![expect(clippy::print_stderr, reason = "progress for people goes to standard error")]
 
 mod answer;
+mod appliance;
 mod catalog;
 mod check;
 mod clock;
@@ -16,8 +17,10 @@ mod error;
 mod latency;
 mod ledger;
 mod load;
+mod pairs;
 mod plan;
 mod process;
+mod query;
 mod random;
 mod report;
 mod sender;
@@ -25,6 +28,7 @@ mod shape;
 mod sink;
 mod supply;
 mod template;
+mod verify;
 mod walk;
 mod wire;
 mod worker;
@@ -57,11 +61,17 @@ struct Cli {
 #[derive(Subcommand, Debug)]
 enum Bench {
     /// Send OTLP at a rate or as fast as answers come
-    Load(load::Args),
+    Load(Box<load::Args>),
     /// Read OTLP and drop it: the floor to compare with
     Sink(sink::Args),
     /// Cost of looking at a span, beside decoding it
     Walk(walk::Args),
+    /// Ask a running appliance for everything it must have
+    Verify(verify::Args),
+    /// How fast a running appliance answers
+    Query(query::Args),
+    /// Results of load against the appliance beside results against the sink
+    Pairs(pairs::Args),
 }
 
 fn main() -> ExitCode {
@@ -79,12 +89,20 @@ fn main() -> ExitCode {
 
 /// Runs what was asked for and prints its result. False means that it was measured and is not as it must be.
 fn run(cli: &Cli) -> Result<bool, Error> {
+    let mut passed = true;
     match &cli.bench {
         Bench::Load(args) => print(cli, "load", &load::run(args)?),
         Bench::Sink(args) => print(cli, "sink", &sink::run(args)?),
         Bench::Walk(args) => print(cli, "walk", &walk::run(args)?),
+        Bench::Verify(args) => {
+            let report = verify::run(args)?;
+            passed = report.passed;
+            print(cli, "verify", &report)
+        }
+        Bench::Query(args) => print(cli, "query", &query::run(args)?),
+        Bench::Pairs(args) => print(cli, "pairs", &pairs::run(args)?),
     }?;
-    Ok(true)
+    Ok(passed)
 }
 
 fn print(cli: &Cli, subcommand: &str, measured: &impl Serialize) -> Result<(), Error> {

@@ -1,6 +1,6 @@
 //! `query`: how fast a running appliance answers, by trace id and by service and attribute.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -117,7 +117,7 @@ async fn measure(args: &Args) -> Result<Report, Error> {
     })
 }
 
-fn ids_of_ledger(path: &PathBuf, args: &Args) -> Result<Vec<[u8; 16]>, Error> {
+fn ids_of_ledger(path: &Path, args: &Args) -> Result<Vec<[u8; 16]>, Error> {
     let (ledger, plan) = Ledger::read(path)?;
     let mut ids = Vec::new();
     for delivery in &ledger.deliveries {
@@ -136,7 +136,7 @@ async fn ids_of_search(appliance: &Appliance, count: u32) -> Result<Vec<[u8; 16]
     let mut cursor = Vec::new();
     for _ in 0..count.div_ceil(PAGE_MAX) {
         let limit = count.min(PAGE_MAX);
-        let search = SearchTracesRequest { limit, cursor: cursor.into(), ..SearchTracesRequest::default() };
+        let search = SearchTracesRequest { limit, cursor, ..SearchTracesRequest::default() };
         let page = appliance.search(search).await?;
         ids.extend(page.traces.iter().filter_map(|trace| <[u8; 16]>::try_from(&trace.trace_id[..]).ok()));
         cursor = page.next_cursor;
@@ -180,7 +180,11 @@ async fn conditions(
 type Pair = (String, String, String);
 
 /// Adds (service, key, value) of every string attribute of every span.
-fn string_attributes(resource_spans: &[u8], wanted: Option<&str>, pairs: &mut Vec<Pair>) -> Result<(), Error> {
+fn string_attributes(
+    resource_spans: &[u8],
+    wanted: Option<&str>,
+    pairs: &mut Vec<Pair>,
+) -> Result<(), Error> {
     let mut service = String::new();
     for resource in each_message(resource_spans, 1) {
         for attribute in each_message(resource?, 1) {
@@ -232,7 +236,8 @@ async fn ask_all(appliance: &Appliance, questions: Vec<Question>, args: &Args) -
         askers.spawn(async move {
             let mut counted = Counted { latencies: Some(Latencies::new()), ..Counted::default() };
             let take = |left: u64| left.checked_sub(1);
-            while clock::now() < end && left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok() {
+            while clock::now() < end && left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok()
+            {
                 let question = questions[random.below(questions.len())].clone();
                 counted.ask(&appliance, question).await;
             }
@@ -302,8 +307,9 @@ mod tests {
         let mut pairs = Vec::new();
         let mut users = Vec::new();
         for resource_spans in each_message(&body[5..], 1) {
-            string_attributes(resource_spans.unwrap(), None, &mut pairs).unwrap();
-            string_attributes(resource_spans.unwrap(), Some("enduser.id"), &mut users).unwrap();
+            let resource_spans = resource_spans.unwrap();
+            string_attributes(resource_spans, None, &mut pairs).unwrap();
+            string_attributes(resource_spans, Some("enduser.id"), &mut users).unwrap();
         }
         assert!(pairs.len() > 1_000 && users.len() > 62 && users.len() < pairs.len() / 10);
         assert!(users.iter().all(|(service, key, value)| {

@@ -231,10 +231,16 @@ fn write_time(bytes: &mut [u8], at: u32, value: u64) {
 /// The three digits of every number below 1,000.
 const DIGITS: [[u8; 3]; 1_000] = {
     let mut table = [[b'0'; 3]; 1_000];
-    let mut number = 0;
-    while number < 1_000 {
-        table[number] =
-            [b'0' + (number / 100) as u8, b'0' + (number / 10 % 10) as u8, b'0' + (number % 10) as u8];
+    let mut number = 1;
+    while number < table.len() {
+        // One more than the number before, carried from the last digit on.
+        table[number] = table[number - 1];
+        let mut place = 2;
+        while table[number][place] == b'9' {
+            table[number][place] = b'0';
+            place -= 1;
+        }
+        table[number][place] += 1;
         number += 1;
     }
     table
@@ -259,10 +265,9 @@ fn write_pair(bytes: &mut [u8], places: &[u32], key: u64, value: u64) {
 }
 
 fn fill_counting(bytes: &mut [u8], holes: &[u32], span: u64) {
-    let mut number = span * NUMBERED_ATTRIBUTES as u64;
-    for places in holes.chunks_exact(2) {
+    let numbers = span * NUMBERED_ATTRIBUTES as u64..;
+    for (number, places) in numbers.zip(holes.chunks_exact(2)) {
         write_pair(bytes, places, number % KEYS, number % VALUES);
-        number += 1;
     }
 }
 

@@ -158,7 +158,9 @@ impl Sent {
         }
         let tenant = |run: &Run| run.ledger.header.tenant.clone();
         if sent.runs.iter().any(|run| tenant(run) != tenant(&sent.runs[0])) {
-            return Err(Error::Options("the ledgers are of different tenants: verify them one by one".to_owned()));
+            return Err(Error::Options(
+                "the ledgers are of different tenants: verify them one by one".to_owned(),
+            ));
         }
         Ok(sent)
     }
@@ -230,7 +232,8 @@ async fn verify(args: &Args, sent: &Arc<Sent>) -> Result<Report, Error> {
         let others: Vec<[u8; 16]> = listed.keys().filter(|id| !asked.contains_key(*id)).copied().collect();
         eprintln!("comparing {} more traces that were kept", others.len());
         let compared = ask(&appliance, sent, &others, args.concurrency).await?;
-        report.kept.not_listed = verdicts.iter().filter(|v| v.found && !listed.contains_key(&v.id)).count() as u64;
+        report.kept.not_listed =
+            verdicts.iter().filter(|v| v.found && !listed.contains_key(&v.id)).count() as u64;
         report.judge_shares(sent, &listed);
         verdicts.extend(compared);
     }
@@ -267,7 +270,8 @@ async fn until_decided(appliance: &Appliance, wait: Duration) -> Result<GetStatu
 }
 
 fn counts_of(counts: query_api::proto::SpanCounts) -> Counts {
-    let query_api::proto::SpanCounts { arrived, kept, sampled_out, shed, expired, refused, undecided } = counts;
+    let query_api::proto::SpanCounts { arrived, kept, sampled_out, shed, expired, refused, undecided } =
+        counts;
     let identity_holds = arrived == kept + sampled_out + shed + expired + refused + undecided;
     Counts { arrived, kept, sampled_out, shed, expired, refused, undecided, identity_holds }
 }
@@ -337,7 +341,7 @@ async fn list(
         if page.next_cursor.is_empty() {
             break;
         }
-        search.cursor = page.next_cursor.into();
+        search.cursor = page.next_cursor;
     }
     Ok(decisions)
 }
@@ -390,3 +394,6 @@ impl Report {
             && (identity_holds || !args.identity)
     }
 }
+
+#[cfg(test)]
+mod tests;

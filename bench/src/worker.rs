@@ -342,70 +342,150 @@ impl Worker {
         let mut pause = PAUSE_FIRST;
         self.tally.borrow_mut().spans_sent += spans;
         loop {
-            let started = clock::now();
+            let attempt = Attempt { spans, bytes: body.len() as u64, due, started: clock::now() };
             let answer = sender.export(body.clone(), self.run.timeout).await;
-            let mut tally = self.tally.borrow_mut();
-            let wait = match answer {
-                Ok(Answer::Acknowledged { rejected_spans, message }) => {
-                    return self.acknowledged(&mut tally, body, spans, rejected_spans, message, due, started);
+            let may_repeat = self.run.retry && clock::now() < give_up;
+            let next = self.tally.borrow_mut().judge(&attempt, answer, may_repeat);
+            match next {
+                Next::Acknowledged { whole } => {
+                    self.run.acknowledged.fetch_add(spans, Ordering::Relaxed);
+                    return Ended { acknowledged: whole };
                 }
-                Ok(Answer::Refused { status, retryable, retry_after }) => {
-                    tally.reason(status);
-                    tally.hints_seen += u64::from(retry_after.is_some());
-                    if !(self.run.retry && retryable && clock::now() < give_up) {
-                        tally.requests_refused += 1;
-                        tally.spans_refused += spans;
-                        return Ended { acknowledged: false };
-                    }
-                    retry_after.unwrap_or(pause)
+                Next::Refused => return Ended { acknowledged: false },
+                Next::Failed => {
+                    // Nobody there: without a pause a slot would burn through its groups.
+                    sleep(pause * 5).await;
+                    return Ended { acknowledged: false };
                 }
-                Err(error) => {
-                    tally.reason(error.to_string());
-                    if !(self.run.retry && clock::now() < give_up) {
-                        tally.requests_failed += 1;
-                        tally.spans_failed += spans;
-                        drop(tally);
-                        // Nobody there: without a pause a slot would burn through its groups.
-                        sleep(pause * 5).await;
-                        return Ended { acknowledged: false };
-                    }
-                    pause
-                }
-            };
-            tally.attempts_repeated += 1;
-            drop(tally);
-            sleep(wait).await;
+                Next::Repeat { after } => sleep(after.unwrap_or(pause)).await,
+            }
             pause = (pause * 2).min(PAUSE_LONGEST);
         }
     }
+}
 
-    #[expect(clippy::too_many_arguments, reason = "one answer and what is known about its request")]
-    fn acknowledged(
-        &self,
-        tally: &mut Tally,
-        body: &Bytes,
-        spans: u64,
-        rejected: u64,
-        message: String,
-        due: Option<Instant>,
-        started: Instant,
-    ) -> Ended {
-        let now = clock::now();
-        tally.requests_acknowledged += 1;
-        tally.spans_acknowledged += spans.saturating_sub(rejected);
-        tally.spans_rejected += rejected;
-        tally.body_bytes += body.len() as u64;
-        if rejected > 0 {
-            tally.reason(format!("partial success: {message}"));
+/// One sending of a request.
+struct Attempt {
+    spans: u64,
+    bytes: u64,
+    due: Option<Instant>,
+    started: Instant,
+}
+
+/// What to do after an answer.
+enum Next {
+    /// Nothing: it is taken over, `whole` or but for some spans.
+    Acknowledged { whole: bool },
+    /// Nothing: it is refused for good.
+    Refused,
+    /// Nothing more with this one, but there may be nobody.
+    Failed,
+    /// Send it again.
+    Repeat { after: Option<Duration> },
+}
+
+impl Tally {
+    /// Counts an answer and says what it means for the request.
+    fn judge(&mut self, attempt: &Attempt, answer: Result<Answer, Error>, may_repeat: bool) -> Next {
+        match answer {
+            Ok(Answer::Acknowledged { rejected_spans, message }) => {
+                self.acknowledge(attempt, rejected_spans);
+                if rejected_spans > 0 {
+                    self.reason(format!("partial success: {message}"));
+                }
+                Next::Acknowledged { whole: rejected_spans == 0 }
+            }
+            Ok(Answer::Refused { status, retryable, retry_after }) => {
+                self.reason(status);
+                self.hints_seen += u64::from(retry_after.is_some());
+                if may_repeat && retryable {
+                    self.attempts_repeated += 1;
+                    return Next::Repeat { after: retry_after };
+                }
+                self.requests_refused += 1;
+                self.spans_refused += attempt.spans;
+                Next::Refused
+            }
+            Err(error) => {
+                self.reason(error.to_string());
+                if may_repeat {
+                    self.attempts_repeated += 1;
+                    return Next::Repeat { after: None };
+                }
+                self.requests_failed += 1;
+                self.spans_failed += attempt.spans;
+                Next::Failed
+            }
         }
+    }
+
+    fn acknowledge(&mut self, attempt: &Attempt, rejected_spans: u64) {
+        let Attempt { spans, bytes, due, started } = *attempt;
+        let now = clock::now();
+        self.requests_acknowledged += 1;
+        self.spans_acknowledged += spans.saturating_sub(rejected_spans);
+        self.spans_rejected += rejected_spans;
+        self.body_bytes += bytes;
         // Latency counts from when the request was due: a wait for a free slot is the receiver's doing.
-        if let Some(latency) = &mut tally.latency {
+        if let Some(latency) = &mut self.latency {
             latency.record(now.saturating_duration_since(due.unwrap_or(started)));
         }
-        if let Some(service_time) = &mut tally.service_time {
+        if let Some(service_time) = &mut self.service_time {
             service_time.record(now.saturating_duration_since(started));
         }
-        self.run.acknowledged.fetch_add(spans, Ordering::Relaxed);
-        Ended { acknowledged: rejected == 0 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn judge(tally: &mut Tally, answer: Result<Answer, Error>, may_repeat: bool) -> Next {
+        let attempt = Attempt { spans: 10, bytes: 100, due: None, started: clock::now() };
+        tally.judge(&attempt, answer, may_repeat)
+    }
+
+    fn refused(retryable: bool) -> Result<Answer, Error> {
+        let retry_after = Some(Duration::from_secs(2));
+        Ok(Answer::Refused { status: "UNAVAILABLE".to_owned(), retryable, retry_after })
+    }
+
+    #[test]
+    fn every_request_ends_in_one_count() {
+        let mut tally = Tally::new();
+        let message = String::new();
+        let whole = judge(&mut tally, Ok(Answer::Acknowledged { rejected_spans: 0, message }), true);
+        assert!(matches!(whole, Next::Acknowledged { whole: true }));
+        let message = "zero id".to_owned();
+        let part = judge(&mut tally, Ok(Answer::Acknowledged { rejected_spans: 3, message }), true);
+        assert!(matches!(part, Next::Acknowledged { whole: false }));
+        assert!(matches!(judge(&mut tally, refused(true), false), Next::Refused));
+        assert!(matches!(judge(&mut tally, refused(false), true), Next::Refused));
+        let broken = || Err(Error::Exchange("broken".to_owned()));
+        assert!(matches!(judge(&mut tally, broken(), false), Next::Failed));
+        assert_eq!((tally.spans_acknowledged, tally.spans_rejected), (17, 3));
+        assert_eq!((tally.spans_refused, tally.spans_failed), (20, 10));
+        assert_eq!(tally.attempts_repeated, 0);
+    }
+
+    #[test]
+    fn a_hint_is_heeded_only_by_a_run_that_repeats() {
+        let mut tally = Tally::new();
+        let after = Some(Duration::from_secs(2));
+        assert!(
+            matches!(judge(&mut tally, refused(true), true), Next::Repeat { after: found } if found == after)
+        );
+        let broken = Err(Error::Exchange("broken".to_owned()));
+        assert!(matches!(judge(&mut tally, broken, true), Next::Repeat { after: None }));
+        assert_eq!((tally.attempts_repeated, tally.hints_seen), (2, 1));
+        assert_eq!((tally.requests_refused, tally.requests_failed), (0, 0));
+    }
+
+    #[test]
+    fn reasons_from_outside_cannot_grow_without_bound() {
+        let mut tally = Tally::new();
+        (0..1_000).for_each(|number| tally.reason(number.to_string()));
+        assert_eq!(tally.reasons.len(), REASONS_MAX + 1);
+        assert_eq!(tally.reasons.values().sum::<u64>(), 1_000);
     }
 }
