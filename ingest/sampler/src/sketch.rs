@@ -126,10 +126,11 @@ impl Sketches {
         let duration_us = (root.duration_ns / 1_000).clamp(1, DURATION_US_MAX);
         let key = (root.service, root.operation);
         let full = self.operations.len() >= self.policy.operations_max;
-        if !self.operations.contains_key(&key) && !full {
-            if let Some(sketch) = Sketch::new(self.policy.count_min) {
-                self.operations.insert(key, sketch);
-            }
+        if !self.operations.contains_key(&key)
+            && !full
+            && let Some(sketch) = Sketch::new(self.policy.count_min)
+        {
+            self.operations.insert(key, sketch);
         }
         let sketch = self.operations.get_mut(&key).unwrap_or(&mut self.overflow);
         sketch.record(duration_us, self.policy.quantile);

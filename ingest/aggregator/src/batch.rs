@@ -1,0 +1,93 @@
+//! What crosses a shard's border: batches in, turns out.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use store_model::{
+    Counts, Offset, PartitionId, Reason, SpanLocation, SpanSummary, Tenant, Threshold, TraceId, UnixNanos,
+};
+
+/// One journal record's spans of one shard. Every shard gets a batch for every record, an empty one if need be, so
+/// that its frontier moves.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    /// Which partition of topic `spans`.
+    pub partition: PartitionId,
+    /// Which record.
+    pub offset: Offset,
+    /// Whose spans.
+    pub tenant: Tenant,
+    /// The decompressed body, shared by all shards.
+    pub body: Bytes,
+    /// Spans of the request that were refused; told to one shard only.
+    pub refused: u32,
+    /// The spans of this shard.
+    pub summaries: Vec<SpanSummary>,
+}
+
+/// Where a kept span lies, and its body if memory still holds it.
+#[derive(Clone, Debug)]
+pub struct KeptSpan {
+    /// Journal record and range.
+    pub location: SpanLocation,
+    /// The decompressed body; `None` once the budget has pushed it out, then the journal has it.
+    pub body: Option<Bytes>,
+}
+
+/// A trace that was decided in favour of, or late spans of one.
+#[derive(Clone, Debug)]
+pub struct KeptTrace {
+    /// Whose trace.
+    pub tenant: Tenant,
+    /// Which trace.
+    pub trace_id: TraceId,
+    /// Start of its earliest span, or of the remembered trace for late spans.
+    pub trace_start: UnixNanos,
+    /// End of the latest of these spans.
+    pub end: UnixNanos,
+    /// When the decision fell.
+    pub decided_at: UnixNanos,
+    /// Why.
+    pub reason: Reason,
+    /// T of the stage that kept it.
+    pub threshold: Threshold,
+    /// The root had arrived.
+    pub complete: bool,
+    /// These spans follow an earlier decision; some may be copies of spans already archived.
+    pub late: bool,
+    /// The spans, in order of arrival.
+    pub spans: Vec<KeptSpan>,
+}
+
+/// A trace that was decided against, or late spans of one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DroppedTrace {
+    /// Whose trace.
+    pub tenant: Tenant,
+    /// Which trace.
+    pub trace_id: TraceId,
+    /// Given up for memory, not on its merits.
+    pub shed: bool,
+    /// These spans follow an earlier decision.
+    pub late: bool,
+}
+
+/// Everything one turn settled. The invariant that makes restarts exact: when a turn names a trace, no span of that
+/// trace below the turn's frontier is left undecided.
+#[derive(Clone, Debug, Default)]
+pub struct Turn {
+    /// Numbered from 1, without gaps.
+    pub number: u64,
+    /// When it ended.
+    pub at: UnixNanos,
+    /// Kept traces, shared with the shard until they are in the archive.
+    pub kept: Vec<Arc<KeptTrace>>,
+    /// Dropped traces.
+    pub dropped: Vec<DroppedTrace>,
+    /// Per partition: records below were consumed.
+    pub frontier: Vec<Offset>,
+    /// Per partition: every span of records below is settled.
+    pub watermark: Vec<Offset>,
+    /// What changed, by tenant; `kept` and `expired` are counted by whoever fetches the bytes.
+    pub counts: Vec<(Tenant, Counts)>,
+}

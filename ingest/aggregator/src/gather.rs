@@ -1,0 +1,112 @@
+//! Fetches the bytes of kept traces. All traces of a batch are gathered together, so that a body is opened once however
+//! many of them have spans in it.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use hashbrown::HashSet;
+use ingest_otlp::{TraceBuilder, extract};
+use store_model::{BodyRange, Fragment, Offset, PartitionId, SpanLocation};
+
+use crate::batch::KeptTrace;
+
+/// Where bodies come from that memory no longer holds.
+pub trait BodySource {
+    /// The decompressed body of a journal record; `None` when the journal no longer has it, or has it damaged.
+    fn body(&mut self, partition: PartitionId, offset: Offset) -> Option<Bytes>;
+}
+
+/// What became of one kept trace.
+#[derive(Clone, Debug)]
+pub struct Gathered {
+    /// Its spans, `None` when none is left.
+    pub fragment: Option<Fragment>,
+    /// Where the spans of the fragment lie, in its order.
+    pub locations: Vec<SpanLocation>,
+    /// Spans the journal no longer holds.
+    pub expired: u32,
+    /// Spans that are copies, byte for byte, of others of this trace.
+    pub duplicates: u32,
+}
+
+struct Building {
+    builder: TraceBuilder,
+    seen: HashSet<u64>,
+    locations: Vec<SpanLocation>,
+    expired: u32,
+    duplicates: u32,
+}
+
+/// Gathers `traces`. `archived` names the spans ([`ingest_otlp::identity`]) of a trace that are in the archive already;
+/// it is asked for late traces only.
+pub fn gather(
+    traces: &[Arc<KeptTrace>],
+    source: &mut impl BodySource,
+    archived: &mut impl FnMut(&KeptTrace) -> Vec<u64>,
+) -> Vec<Gathered> {
+    let mut building: Vec<Building> = traces
+        .iter()
+        .map(|trace| Building {
+            builder: TraceBuilder::new(),
+            seen: if trace.late { archived(trace).into_iter().collect() } else { HashSet::new() },
+            locations: Vec::with_capacity(trace.spans.len()),
+            expired: 0,
+            duplicates: 0,
+        })
+        .collect();
+    let mut wanted: Vec<(SpanLocation, usize, usize)> = Vec::new();
+    for (number, trace) in traces.iter().enumerate() {
+        wanted.extend(trace.spans.iter().enumerate().map(|(span, kept)| (kept.location, number, span)));
+    }
+    wanted.sort_unstable();
+    for run in wanted.chunk_by(|(a, ..), (b, ..)| (a.partition, a.offset) == (b.partition, b.offset)) {
+        let (place, trace, span) = run[0];
+        let in_memory = traces[trace].spans[span].body.clone();
+        let body = in_memory.or_else(|| source.body(place.partition, place.offset));
+        gather_from(body.as_ref(), run, &mut building);
+    }
+    traces.iter().zip(building).map(|(trace, building)| finish(trace, building)).collect()
+}
+
+fn gather_from(body: Option<&Bytes>, run: &[(SpanLocation, usize, usize)], building: &mut [Building]) {
+    let ranges: Vec<BodyRange> = run.iter().map(|(place, ..)| place.range).collect();
+    let mut found = vec![false; run.len()];
+    if let Some(body) = body {
+        let result = extract(body, &ranges, &mut |index, container, span| {
+            let (location, trace, _) = run[index];
+            found[index] = true;
+            let building = &mut building[trace];
+            if building.seen.insert(ingest_otlp::identity(span)) {
+                building.builder.push(container, span);
+                building.locations.push(location);
+            } else {
+                building.duplicates += 1;
+            }
+        });
+        if let Err(error) = result {
+            // The walk accepted this body when it came in, so it has changed since; what was not found is expired.
+            tracing::error!(%error, partition = %run[0].0.partition, offset = %run[0].0.offset, "body cannot be read again");
+        }
+    }
+    for (&found, &(_, trace, _)) in found.iter().zip(run) {
+        building[trace].expired += u32::from(!found);
+    }
+}
+
+fn finish(trace: &KeptTrace, building: Building) -> Gathered {
+    let Building { builder, locations, expired, duplicates, .. } = building;
+    let span_count = builder.span_count();
+    let fragment = (span_count > 0).then(|| Fragment {
+        tenant: trace.tenant.clone(),
+        trace_id: trace.trace_id,
+        trace_start: trace.trace_start,
+        end: trace.end,
+        decided_at: trace.decided_at,
+        reason: trace.reason,
+        threshold: trace.threshold,
+        complete: trace.complete,
+        span_count,
+        otlp: builder.finish(),
+    });
+    Gathered { fragment, locations, expired, duplicates }
+}

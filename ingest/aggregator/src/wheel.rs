@@ -1,0 +1,128 @@
+//! A timing wheel: when is a trace worth a look? One entry a trace, 100 ms ticks.
+//!
+//! Deadlines move with every span, entries do not: an entry that fires early is simply put back. The entry of a trace that
+//! was settled before its time is recognised as stale by its tick.
+
+use std::time::Duration;
+
+use store_model::Monotonic;
+
+/// How fine time is cut. Visibility does not depend on it, only how promptly a finished trace is decided.
+const TICK: Duration = Duration::from_millis(100);
+
+/// Slots in the wheel: 409.6 s, beyond the default trace timeout, so that entries rarely go round.
+const SLOTS: u64 = 4_096;
+
+/// The number of a tick since the clock's zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub(crate) struct Tick(u64);
+
+impl Tick {
+    /// The first tick that begins at or after `moment`.
+    pub(crate) fn at_or_after(moment: Monotonic) -> Self {
+        Self(moment.0.div_ceil(nanos(TICK)))
+    }
+}
+
+fn nanos(span: Duration) -> u64 {
+    u64::try_from(span.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Entry {
+    pub(crate) slot: u32,
+    pub(crate) tick: Tick,
+}
+
+#[derive(Debug)]
+pub(crate) struct Wheel {
+    slots: Vec<Vec<Entry>>,
+    /// The next tick to fire.
+    next: Option<Tick>,
+}
+
+impl Wheel {
+    pub(crate) fn new() -> Self {
+        Self { slots: (0..SLOTS).map(|_| Vec::new()).collect(), next: None }
+    }
+
+    pub(crate) fn insert(&mut self, slot: u32, tick: Tick) {
+        // An entry for a tick that has fired already would wait a whole round: it fires next instead.
+        let fires_at = self.next.map_or(tick, |next| tick.max(next));
+        let entry = Entry { slot, tick };
+        self.slot_mut(fires_at).push(entry);
+    }
+
+    /// Takes out every entry that is due at `now` into `due`.
+    pub(crate) fn advance(&mut self, now: Monotonic, due: &mut Vec<Entry>) {
+        let current = Tick(now.0 / nanos(TICK));
+        let first = self.next.unwrap_or(Tick(0)).0;
+        // After a long pause one round visits every slot; more would only visit them again.
+        let last = current.0.min(first.saturating_add(SLOTS));
+        for tick in first..=last {
+            if tick > current.0 {
+                break;
+            }
+            let slot = self.slot_mut(Tick(tick));
+            let mut index = 0;
+            while index < slot.len() {
+                if slot[index].tick <= current {
+                    due.push(slot.swap_remove(index));
+                } else {
+                    index += 1;
+                }
+            }
+        }
+        self.next = Some(Tick(current.0.max(first.saturating_sub(1)) + 1));
+    }
+
+    fn slot_mut(&mut self, tick: Tick) -> &mut Vec<Entry> {
+        let index = usize::try_from(tick.0 % SLOTS).unwrap_or(0);
+        &mut self.slots[index]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    #[test]
+    fn an_entry_fires_once_and_not_early() {
+        let mut wheel = Wheel::new();
+        let mut due = Vec::new();
+        wheel.insert(7, Tick::at_or_after(Monotonic(2 * SECOND)));
+        wheel.advance(Monotonic(2 * SECOND - 1), &mut due);
+        assert!(due.is_empty());
+        wheel.advance(Monotonic(2 * SECOND), &mut due);
+        assert_eq!(due.len(), 1);
+        wheel.advance(Monotonic(1_000 * SECOND), &mut due);
+        assert_eq!(due.len(), 1);
+    }
+
+    proptest! {
+        #[test]
+        fn every_entry_fires_within_a_tick_of_its_deadline(
+            deadlines in prop::collection::vec(0u64..2_000 * SECOND, 1..50),
+            steps in prop::collection::vec(0u64..600 * SECOND, 1..30),
+        ) {
+            let mut wheel = Wheel::new();
+            for (slot, &deadline) in (0u32..).zip(&deadlines) {
+                wheel.insert(slot, Tick::at_or_after(Monotonic(deadline)));
+            }
+            let (mut now, mut fired) = (0, vec![false; deadlines.len()]);
+            for step in steps {
+                now += step;
+                let mut due = Vec::new();
+                wheel.advance(Monotonic(now), &mut due);
+                due.iter().for_each(|entry| fired[entry.slot as usize] = true);
+                for (fired, &deadline) in fired.iter().zip(&deadlines) {
+                    prop_assert!(!fired || deadline <= now, "early");
+                    prop_assert!(*fired || deadline + SECOND / 10 > now, "late");
+                }
+            }
+        }
+    }
+}
