@@ -14,6 +14,7 @@ mod catalog;
 mod check;
 mod clock;
 mod error;
+mod journal;
 mod latency;
 mod ledger;
 mod load;
@@ -66,6 +67,8 @@ enum Bench {
     Sink(sink::Args),
     /// Cost of looking at a span, beside decoding it
     Walk(walk::Args),
+    /// Bytes made durable by the journal, beside what the disk can do
+    Journal(journal::Args),
     /// Ask a running appliance for everything it must have
     Verify(verify::Args),
     /// How fast a running appliance answers
@@ -94,6 +97,7 @@ fn run(cli: &Cli) -> Result<bool, Error> {
         Bench::Load(args) => print(cli, "load", &load::run(args)?),
         Bench::Sink(args) => print(cli, "sink", &sink::run(args)?),
         Bench::Walk(args) => print(cli, "walk", &walk::run(args)?),
+        Bench::Journal(args) => print(cli, "journal", &journal::run(args)?),
         Bench::Verify(args) => {
             let report = verify::run(args)?;
             passed = report.passed;
