@@ -175,6 +175,7 @@ impl Archive {
         let mut report = OpenReport::default();
         let mut opened = BTreeMap::new();
         for id in files::shards(&options.directory)? {
+            files::remove_unfinished(&files::shard_directory(&options.directory, id))?;
             opened.insert(id, Shard::open(&options.directory, id, &pages, &mut report)?);
         }
         let shared = Shared {
@@ -186,6 +187,18 @@ impl Archive {
             skipped: store_index::codec::count(report.skipped.len()),
         };
         Ok((Self { shared: Arc::new(shared) }, report))
+    }
+
+    /// Judges what lies in the directory and changes nothing: for tools, also beside a running appliance.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn inspect(directory: &Path) -> Result<OpenReport, Error> {
+        let mut report = OpenReport::default();
+        for id in files::shards(directory)? {
+            Shard::open(directory, id, &Arc::default(), &mut report)?;
+        }
+        Ok(report)
     }
 
     /// The one writer of a shard.
@@ -277,10 +290,6 @@ impl Shard {
         let directory = files::shard_directory(directory, id);
         let (mut sealed, mut ranges, mut lost) = (Vec::new(), Vec::new(), Vec::new());
         for path in files::list(&directory)? {
-            if path.extension().is_some_and(|extension| extension == "tmp") {
-                files::remove(&path)?;
-                continue;
-            }
             let Some(coverage) = files::parse(&path) else { continue };
             match Sealed::open(&path, pages) {
                 Ok(segment) => {

@@ -86,6 +86,16 @@ pub(crate) fn remove(path: &Path) -> Result<(), Error> {
     }
 }
 
+/// Removes what a crash left half written.
+pub(crate) fn remove_unfinished(directory: &Path) -> Result<(), Error> {
+    for path in list(directory)? {
+        if path.extension().is_some_and(|extension| extension == "tmp") {
+            remove(&path)?;
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

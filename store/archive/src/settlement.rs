@@ -93,8 +93,6 @@ pub struct DroppedDecision {
     pub tenant: Tenant,
     /// Which trace.
     pub trace_id: TraceId,
-    /// Start of its earliest span.
-    pub trace_start: UnixNanos,
     /// Given up under memory pressure, not by sampling.
     pub shed: bool,
 }
@@ -152,10 +150,9 @@ impl Settlement {
         }
         put_varint(&mut body, count(dropped.len()));
         for decision in dropped {
-            let DroppedDecision { tenant, trace_id, trace_start, shed } = decision;
+            let DroppedDecision { tenant, trace_id, shed } = decision;
             put_varint(&mut body, 2 * tenants.number(tenant) + u64::from(*shed));
             body.extend(trace_id.0);
-            put_delta(&mut body, at.0, trace_start.0);
         }
 
         let mut out = vec![SETTLEMENT_VERSION];
@@ -199,12 +196,11 @@ impl Settlement {
         };
         let counts = many(cursor, 14, |cursor| Ok((named(cursor.varint()?)?, TenantCounts::read(cursor)?)))?;
         let kept = many(cursor, 22, |cursor| KeptDecision::read(named(cursor.varint()?)?, at, cursor))?;
-        let dropped = many(cursor, 18, |cursor| {
+        let dropped = many(cursor, 17, |cursor| {
             let number = cursor.varint()?;
             Ok(DroppedDecision {
                 tenant: named(number / 2)?,
                 trace_id: TraceId(cursor.array()?),
-                trace_start: UnixNanos(cursor.delta(at.0)?),
                 shed: number % 2 == 1,
             })
         })?;
@@ -340,8 +336,10 @@ mod tests {
     }
 
     fn dropped() -> impl Strategy<Value = DroppedDecision> {
-        (tenants(), any::<[u8; 16]>(), any::<u64>(), any::<bool>()).prop_map(|(tenant, id, start, shed)| {
-            DroppedDecision { tenant, trace_id: TraceId(id), trace_start: UnixNanos(start), shed }
+        (tenants(), any::<[u8; 16]>(), any::<bool>()).prop_map(|(tenant, id, shed)| DroppedDecision {
+            tenant,
+            trace_id: TraceId(id),
+            shed,
         })
     }
 
@@ -374,12 +372,8 @@ mod tests {
     #[test]
     fn usual_decisions_are_small() {
         let at = UnixNanos(1_800_000_000_000_000_000);
-        let one = |n: u8| DroppedDecision {
-            tenant: Tenant::default(),
-            trace_id: TraceId([n; 16]),
-            trace_start: at.minus(std::time::Duration::from_millis(2_500)),
-            shed: false,
-        };
+        let one =
+            |n: u8| DroppedDecision { tenant: Tenant::default(), trace_id: TraceId([n; 16]), shed: false };
         let mut settlement = Settlement {
             shard: ShardId(0),
             shards: 1,
@@ -392,7 +386,7 @@ mod tests {
         };
         let empty = settlement.encode().len();
         settlement.dropped = (0..100).map(one).collect();
-        assert!(settlement.encode().len() - empty < 100 * 23);
+        assert!(settlement.encode().len() - empty < 100 * 18);
     }
 
     #[test]
