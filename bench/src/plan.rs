@@ -277,6 +277,7 @@ fn share_of(count: usize, share: f64) -> usize {
 pub(crate) mod tests {
     use super::*;
     use crate::wire::{Fields, Value, each_message};
+    use prost::Message;
     use std::collections::{HashMap, HashSet};
 
     pub(crate) fn options(shape: Shape) -> PlanOptions {
@@ -355,9 +356,19 @@ pub(crate) mod tests {
             assert_eq!(roots, 1);
             for span in spans {
                 let parent = bytes_field(span, 4);
-                assert!(parent.is_empty() || ids.contains(&parent));
+                assert!(parent.is_empty() || (parent != bytes_field(span, 2) && ids.contains(&parent)));
                 assert!(fixed64(span, 7) < fixed64(span, 8) && fixed64(span, 8) <= base + 10);
             }
+        }
+    }
+
+    #[test]
+    fn bodies_are_what_a_library_would_write() {
+        for shape in [Shape::S, Shape::L, Shape::Tracegen, Shape::Random] {
+            let plan = Plan::new(PlanOptions { errors: 0.2, ..options(shape) }).unwrap();
+            let body = plan.body(1, 0, 10_000_000_000).split_off(5);
+            let decoded = ingest_otlp::messages::ExportTraceServiceRequest::decode(&body[..]).unwrap();
+            assert!(decoded.encode_to_vec() == body, "{shape:?}");
         }
     }
 
