@@ -1,1 +1,27 @@
-//! Takes OTLP requests off the network and hands them on as bytes with their summaries
+//! Takes OTLP requests off the network and hands them on as bytes with their summaries.
+//!
+//! It owns the ports, the protocol, the answers and the memory of requests in flight. It never stores a span, never
+//! materialises a protobuf message of spans and never decides about a trace: that lies behind [`Intake`].
+//!
+//! Read in this order: [`config`], [`intake`] (the seam), `answer` (the answer table), `budget`, `body` and
+//! `request` (bytes in, values out), [`portable`] (the driver that does the I/O), [`metrics`].
+//!
+//! Specification: <https://opentelemetry.io/docs/specs/otlp/> (1.11).
+
+mod answer;
+mod body;
+mod budget;
+pub mod config;
+pub mod error;
+pub mod intake;
+pub mod metrics;
+pub mod portable;
+mod reply;
+mod request;
+mod rpc;
+
+pub use answer::Reason;
+pub use config::ReceiverConfig;
+pub use error::Error;
+pub use intake::{Driver, Endpoints, Intake, Outcome, Received};
+pub use metrics::{ProtocolSnapshot, ReceiverMetrics, ReceiverSnapshot};

@@ -1,0 +1,177 @@
+//! What receiving costs: CPU time of one receiving thread per span, into an intake that answers at once. The sender is
+//! in the same process on other threads and is not counted. `receive_cost [spans a request] [connections] [requests]
+//! [identity|gzip|zstd]`
+#![expect(clippy::print_stdout, reason = "its output is its purpose")]
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+use std::{env, fs};
+
+use bytes::Bytes;
+use http::Request;
+use http_body_util::{BodyExt, Full};
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use ingest_otlp::messages::{
+    AnyValue, ExportTraceServiceRequest, KeyValue, Resource, ResourceSpans, ScopeSpans, Span, any_value,
+};
+use ingest_receiver::{Driver, Intake, Outcome, Received, ReceiverConfig, ReceiverMetrics, portable};
+use prost::Message;
+use store_model::{Symbols, Tenant, UnixNanos};
+use tokio::net::TcpStream;
+use tokio::sync::oneshot;
+
+/// Requests under way on each connection.
+const IN_FLIGHT: usize = 4;
+
+struct Sink(Symbols);
+
+impl Intake for Sink {
+    fn submit(&self, _: usize, request: Received, done: oneshot::Sender<Outcome>) {
+        drop(request);
+        drop(done.send(Outcome::Stored));
+    }
+
+    fn refuse(&self, _: &Tenant, _: u64) {}
+
+    fn ready(&self) -> Result<(), Outcome> {
+        Ok(())
+    }
+
+    fn now(&self) -> UnixNanos {
+        UnixNanos(0)
+    }
+
+    fn symbols(&self) -> &Symbols {
+        &self.0
+    }
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let mut args = env::args().skip(1);
+    let spans: u64 = args.next().map_or(Ok(500), |text| text.parse())?;
+    let connections: usize = args.next().map_or(Ok(8), |text| text.parse())?;
+    let requests: usize = args.next().map_or(Ok(200), |text| text.parse())?;
+    let encoding = args.next().unwrap_or_else(|| "identity".into());
+
+    let (stream, bytes_a_span) = message(spans, &encoding)?;
+    let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let config = ReceiverConfig { grpc: Some(any), http: None, cores: 1, ..ReceiverConfig::default() };
+    let metrics = Arc::new(ReceiverMetrics::default());
+    let driver = portable::start(&config, Arc::new(Sink(Symbols::new(1_000))), Arc::clone(&metrics))?;
+    let address = driver.endpoints().grpc.ok_or("no address")?;
+
+    send(address, 1, requests.min(20), &stream, &encoding)?;
+    let before = (cpu_ns()?, metrics.snapshot().grpc.spans_accepted);
+    send(address, connections, requests, &stream, &encoding)?;
+    let cpu = cpu_ns()? - before.0;
+    let taken = metrics.snapshot().grpc.spans_accepted - before.1;
+    driver.stop(Duration::from_secs(1));
+    let per_request = cpu * spans / taken.max(1);
+    println!(
+        "{spans} spans a request, {connections} connections, {encoding}, {bytes_a_span} bytes a span decompressed"
+    );
+    println!("{} CPU-ns a span, {per_request} a request, kernel included", cpu / taken.max(1));
+    Ok(())
+}
+
+/// A framed request of `count` spans in eight attributes each, about 410 bytes a span.
+fn message(count: u64, encoding: &str) -> Result<(Bytes, u64), Box<dyn std::error::Error>> {
+    let text = |key: &str, value: String| KeyValue {
+        key: key.into(),
+        value: Some(AnyValue { value: Some(any_value::Value::StringValue(value)) }),
+    };
+    let span = |n: u64| Span {
+        trace_id: [n.wrapping_mul(0x9E37_79B9_7F4A_7C15).to_be_bytes(), (n + 1).to_be_bytes()].concat(),
+        span_id: (n + 1).to_be_bytes().to_vec(),
+        parent_span_id: (n / 8 + 1).to_be_bytes().to_vec(),
+        name: format!("GET /api/v1/items/{}", n % 16),
+        kind: 2,
+        start_time_unix_nano: 1_700_000_000_000_000_000 + n,
+        end_time_unix_nano: 1_700_000_000_001_000_000 + n,
+        attributes: (0..8)
+            .map(|key| text(&format!("http.request.header.{key}"), format!("value {n}")))
+            .collect(),
+        ..Span::default()
+    };
+    let scope_spans = vec![ScopeSpans { spans: (0..count).map(span).collect(), ..ScopeSpans::default() }];
+    let attributes = vec![text("service.name", "shop".into())];
+    let resource = Some(Resource { attributes, ..Resource::default() });
+    let resource_spans = vec![ResourceSpans { resource, scope_spans, ..ResourceSpans::default() }];
+    let plain = ExportTraceServiceRequest { resource_spans }.encode_to_vec();
+    let bytes_a_span = plain.len() as u64 / count.max(1);
+    let body = match encoding {
+        "identity" => plain,
+        "zstd" => zstd::bulk::compress(&plain, 3)?,
+        _ => {
+            let mut out = Vec::new();
+            let mut reader = flate2::read::GzEncoder::new(&plain[..], flate2::Compression::default());
+            std::io::Read::read_to_end(&mut reader, &mut out)?;
+            out
+        }
+    };
+    let flag = u8::from(encoding != "identity");
+    let length = u32::try_from(body.len())?.to_be_bytes();
+    Ok(([&[flag], length.as_slice(), &body].concat().into(), bytes_a_span))
+}
+
+/// `requests` over each of `connections`, and their answers.
+fn send(
+    address: SocketAddr,
+    connections: usize,
+    requests: usize,
+    stream: &Bytes,
+    encoding: &str,
+) -> Result<(), Box<dyn std::error::Error>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let task = |stream: Bytes, encoding: String| async move {
+        let io = TokioIo::new(TcpStream::connect(address).await.expect("it listens"));
+        let (sender, connection) =
+            http2::handshake(TokioExecutor::new(), io).await.expect("it speaks HTTP/2");
+        tokio::spawn(connection);
+        let lanes: Vec<_> = (0..IN_FLIGHT)
+            .map(|_| {
+                tokio::spawn(lane(sender.clone(), requests / IN_FLIGHT, stream.clone(), encoding.clone()))
+            })
+            .collect();
+        for lane in lanes {
+            lane.await.expect("every request is answered");
+        }
+    };
+    runtime.block_on(async {
+        let all: Vec<_> =
+            (0..connections).map(|_| tokio::spawn(task(stream.clone(), encoding.to_owned()))).collect();
+        for connection in all {
+            connection.await?;
+        }
+        Ok(())
+    })
+}
+
+async fn lane(mut sender: http2::SendRequest<Full<Bytes>>, requests: usize, stream: Bytes, encoding: String) {
+    for _ in 0..requests {
+        let path = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
+        let request = Request::post(format!("http://localhost{path}"))
+            .header("content-type", "application/grpc")
+            .header("te", "trailers")
+            .header("grpc-encoding", &encoding)
+            .body(Full::new(stream.clone()))
+            .expect("the request is legal");
+        let response = sender.send_request(request).await.expect("the receiver answers");
+        drop(response.into_body().collect().await.expect("the answer is whole"));
+    }
+}
+
+/// CPU time of the receiving threads so far, user and system.
+fn cpu_ns() -> Result<u64, Box<dyn std::error::Error>> {
+    let mut sum = 0;
+    for task in fs::read_dir("/proc/self/task")? {
+        let task = task?.path();
+        if fs::read_to_string(task.join("comm"))?.starts_with("receive-") {
+            let line = fs::read_to_string(task.join("schedstat"))?;
+            sum += line.split_whitespace().next().ok_or("schedstat is empty")?.parse::<u64>()?;
+        }
+    }
+    Ok(sum)
+}

@@ -1,0 +1,404 @@
+//! What a sender is told: OTLP's answer table, once as values and once in each wire form. Owns which situation gives
+//! which code, and which of them invite a retry; never decides that a situation exists.
+//!
+//! | situation | gRPC | HTTP |
+//! |---|---|---|
+//! | accepted, or nothing in it | OK, `partial_success` unset | 200 |
+//! | a warning only | OK, `rejected_spans` 0 and the warning | 200, likewise |
+//! | some spans refused | OK, `rejected_spans` and why | 200, likewise |
+//! | malformed, bad tenant | INVALID_ARGUMENT + BadRequest | 400 |
+//! | too large | RESOURCE_EXHAUSTED | 413 |
+//! | rate limit | RESOURCE_EXHAUSTED + RetryInfo | 429 + Retry-After |
+//! | overload, draining, journal poisoned | UNAVAILABLE + RetryInfo | 503 + Retry-After |
+//!
+//! Every answer of 400 and above carries a `google.rpc.Status` over HTTP, in the request's own form.
+
+use std::borrow::Cow;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use http::header::{ACCEPT_ENCODING, ALLOW, CONNECTION, CONTENT_TYPE, RETRY_AFTER};
+use http::{HeaderMap, HeaderValue, Response, StatusCode};
+use ingest_otlp::messages::{ExportTracePartialSuccess, ExportTraceServiceResponse};
+use prost::Message;
+use tonic::Code;
+
+use crate::body::GRPC_PREFIX_BYTES;
+use crate::intake::Outcome;
+use crate::reply::Reply;
+use crate::rpc;
+
+/// The compressions both protocols take.
+const ENCODINGS: HeaderValue = HeaderValue::from_static("identity,gzip,zstd");
+
+/// A status travels in headers, and some clients take no more than 8 KiB of them.
+const MESSAGE_BYTES_MAX: usize = 512;
+
+/// Hints to come back are spread over this range, so that senders refused together do not return together.
+const HINT_MS: std::ops::Range<u64> = 1_000..5_000;
+
+/// What a sender is told.
+#[derive(Debug)]
+pub(crate) enum Answer {
+    /// Taken, but for `refused` spans. Words without a refused span are a warning.
+    Accepted { refused: u32, because: &'static str },
+    /// Not taken.
+    Refused(Refusal),
+}
+
+/// Why a request was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reason {
+    /// The body is not what its content type says, or does not decompress.
+    Malformed,
+    /// The tenant name breaks its rule or was given twice.
+    Tenant,
+    /// Larger than the limit: sent again it will be no smaller.
+    TooLarge,
+    /// This tenant sends more than it may.
+    RateLimited,
+    /// No room just now.
+    Overloaded,
+    /// Draining, or the journal refuses writes.
+    Unavailable,
+    /// A compression we do not speak.
+    Encoding,
+    /// gRPC framing: a second message, a truncated one, a compressed one without `grpc-encoding`.
+    Framing,
+    /// The body came too slowly.
+    Timeout,
+    /// No such method or path.
+    Path,
+    /// Not POST.
+    Method,
+    /// Neither protobuf nor JSON.
+    ContentType,
+    /// The sender went away; it will not read this.
+    Gone,
+    /// A mistake of ours.
+    Internal,
+}
+
+impl Reason {
+    /// Every reason.
+    pub const ALL: [Self; 14] = [
+        Self::Malformed,
+        Self::Tenant,
+        Self::TooLarge,
+        Self::RateLimited,
+        Self::Overloaded,
+        Self::Unavailable,
+        Self::Encoding,
+        Self::Framing,
+        Self::Timeout,
+        Self::Path,
+        Self::Method,
+        Self::ContentType,
+        Self::Gone,
+        Self::Internal,
+    ];
+
+    /// The word that names it in metric labels.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        self.row().0
+    }
+
+    /// The answer table: label, gRPC code, HTTP status.
+    fn row(self) -> (&'static str, Code, StatusCode) {
+        match self {
+            Self::Malformed => ("malformed", Code::InvalidArgument, StatusCode::BAD_REQUEST),
+            Self::Tenant => ("tenant", Code::InvalidArgument, StatusCode::BAD_REQUEST),
+            Self::TooLarge => ("too_large", Code::ResourceExhausted, StatusCode::PAYLOAD_TOO_LARGE),
+            Self::RateLimited => ("rate_limited", Code::ResourceExhausted, StatusCode::TOO_MANY_REQUESTS),
+            Self::Overloaded => ("overloaded", Code::Unavailable, StatusCode::SERVICE_UNAVAILABLE),
+            Self::Unavailable => ("unavailable", Code::Unavailable, StatusCode::SERVICE_UNAVAILABLE),
+            Self::Encoding => ("encoding", Code::Unimplemented, StatusCode::UNSUPPORTED_MEDIA_TYPE),
+            Self::Framing => ("framing", Code::Internal, StatusCode::BAD_REQUEST),
+            Self::Timeout => ("timeout", Code::DeadlineExceeded, StatusCode::REQUEST_TIMEOUT),
+            Self::Path => ("path", Code::Unimplemented, StatusCode::NOT_FOUND),
+            Self::Method => ("method", Code::Unimplemented, StatusCode::METHOD_NOT_ALLOWED),
+            Self::ContentType => ("content_type", Code::Unimplemented, StatusCode::UNSUPPORTED_MEDIA_TYPE),
+            Self::Gone => ("gone", Code::Cancelled, StatusCode::BAD_REQUEST),
+            Self::Internal => ("internal", Code::Internal, StatusCode::INTERNAL_SERVER_ERROR),
+        }
+    }
+
+    /// Whether the sender is told when to come back.
+    fn invites_retry(self) -> bool {
+        matches!(self, Self::RateLimited | Self::Overloaded | Self::Unavailable)
+    }
+
+    /// The field to blame in a `google.rpc.BadRequest`.
+    fn bad_field(self) -> Option<&'static str> {
+        match self {
+            Self::Malformed => Some("body"),
+            Self::Tenant => Some("x-scope-orgid"),
+            _ => None,
+        }
+    }
+}
+
+/// A request that is not taken.
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    pub(crate) reason: Reason,
+    message: Cow<'static, str>,
+    retry_after: Option<Duration>,
+    /// Spans known to have arrived with it.
+    pub(crate) spans: u64,
+}
+
+impl Refusal {
+    pub(crate) fn new(reason: Reason, message: impl Into<Cow<'static, str>>) -> Self {
+        let retry_after = reason.invites_retry().then(next_hint);
+        let mut message = message.into();
+        if message.len() > MESSAGE_BYTES_MAX {
+            let end = message.floor_char_boundary(MESSAGE_BYTES_MAX);
+            message.to_mut().truncate(end);
+        }
+        Self { reason, message, retry_after, spans: 0 }
+    }
+
+    pub(crate) fn too_large(bytes_max: usize) -> Self {
+        Self::new(Reason::TooLarge, format!("request is larger than {bytes_max} bytes"))
+    }
+
+    pub(crate) fn no_room() -> Self {
+        Self::new(Reason::Overloaded, "requests in flight fill the receiver's memory budget")
+    }
+
+    /// What `outcome` means to the sender; `None` when the request was stored.
+    pub(crate) fn from_outcome(outcome: Outcome) -> Option<Self> {
+        let (reason, message, retry_after) = match outcome {
+            Outcome::Stored => return None,
+            Outcome::Overloaded { retry_after } => {
+                (Reason::Overloaded, "the appliance is overloaded".into(), retry_after)
+            }
+            Outcome::RateLimited { retry_after } => {
+                (Reason::RateLimited, "the tenant's rate limit is exceeded".into(), retry_after)
+            }
+            Outcome::Unavailable { retry_after, reason } => {
+                (Reason::Unavailable, Cow::Owned(reason), retry_after)
+            }
+        };
+        Some(Self { retry_after: Some(retry_after), ..Self::new(reason, message) })
+    }
+
+    /// The same, with the number of spans that arrived for nothing.
+    pub(crate) fn with_spans(self, spans: u64) -> Self {
+        Self { spans, ..self }
+    }
+
+    fn status(&self) -> rpc::Status {
+        let (_, code, _) = self.reason.row();
+        let retry = self.retry_after.map(rpc::Any::retry_info);
+        let bad = self.reason.bad_field().map(|field| rpc::Any::bad_request(field, &self.message));
+        let details = retry.into_iter().chain(bad).collect();
+        rpc::Status { code: i32::from(code), message: self.message.to_string(), details }
+    }
+
+    /// The same as [`Self::status`] in protobuf's JSON form.
+    fn status_json(&self) -> serde_json::Value {
+        let (_, code, _) = self.reason.row();
+        let retry = self.retry_after.map(|after| {
+            let delay = format!("{}.{:03}s", after.as_secs(), after.subsec_millis());
+            serde_json::json!({ "@type": rpc::RETRY_INFO, "retryDelay": delay })
+        });
+        let bad = self.reason.bad_field().map(|field| {
+            let violation = serde_json::json!({ "field": field, "description": self.message });
+            serde_json::json!({ "@type": rpc::BAD_REQUEST, "fieldViolations": [violation] })
+        });
+        let details: Vec<_> = retry.into_iter().chain(bad).collect();
+        serde_json::json!({ "code": i32::from(code), "message": self.message, "details": details })
+    }
+}
+
+/// The next hint, spread by a counter: no randomness is needed to keep senders apart.
+fn next_hint() -> Duration {
+    static REFUSALS: AtomicU64 = AtomicU64::new(0);
+    // A step that shares no factor with the range visits all of it before it repeats.
+    let step = REFUSALS.fetch_add(1, Ordering::Relaxed).wrapping_mul(1_237);
+    Duration::from_millis(HINT_MS.start + step % (HINT_MS.end - HINT_MS.start))
+}
+
+/// The form of an OTLP/HTTP body; an answer has the form of its request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    Protobuf,
+    Json,
+}
+
+impl Form {
+    pub(crate) fn content_type(self) -> HeaderValue {
+        match self {
+            Self::Protobuf => HeaderValue::from_static("application/x-protobuf"),
+            Self::Json => HeaderValue::from_static("application/json"),
+        }
+    }
+}
+
+impl Answer {
+    /// As a gRPC response.
+    pub(crate) fn grpc(self) -> Response<Reply> {
+        match self {
+            Self::Accepted { refused, because } => grpc_accepted(&export_response(refused, because)),
+            Self::Refused(refusal) => grpc_refused(&refusal),
+        }
+    }
+
+    /// As an OTLP/HTTP response in the request's own form.
+    pub(crate) fn http(self, form: Form) -> Response<Reply> {
+        match self {
+            Self::Accepted { refused, because } => {
+                let body = match form {
+                    Form::Protobuf => export_response(refused, because).encode_to_vec().into(),
+                    Form::Json => export_response_json(refused, because),
+                };
+                http_response(StatusCode::OK, form, body)
+            }
+            Self::Refused(refusal) => http_refused(&refusal, form),
+        }
+    }
+}
+
+fn export_response(refused: u32, because: &str) -> ExportTraceServiceResponse {
+    let partial_success = (refused > 0 || !because.is_empty()).then(|| ExportTracePartialSuccess {
+        rejected_spans: i64::from(refused),
+        error_message: because.into(),
+    });
+    ExportTraceServiceResponse { partial_success }
+}
+
+fn export_response_json(refused: u32, because: &str) -> Bytes {
+    if refused == 0 && because.is_empty() {
+        return Bytes::from_static(b"{}");
+    }
+    // 64-bit numbers are strings in protobuf's JSON form.
+    let partial = serde_json::json!({ "rejectedSpans": refused.to_string(), "errorMessage": because });
+    serde_json::json!({ "partialSuccess": partial }).to_string().into()
+}
+
+fn grpc_headers(response: &mut Response<Reply>) {
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+}
+
+fn grpc_accepted(message: &ExportTraceServiceResponse) -> Response<Reply> {
+    let length = message.encoded_len();
+    let mut data = BytesMut::with_capacity(GRPC_PREFIX_BYTES + length);
+    data.put_u8(0);
+    data.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
+    data.put_slice(&message.encode_to_vec());
+    let mut trailers = HeaderMap::with_capacity(1);
+    trailers.insert("grpc-status", HeaderValue::from_static("0"));
+    let mut response = Response::new(Reply::with_trailers(data.freeze(), trailers));
+    grpc_headers(&mut response);
+    response
+}
+
+/// Trailers alone, as gRPC calls it: the status stands in the header block and there is no body.
+fn grpc_refused(refusal: &Refusal) -> Response<Reply> {
+    let (_, code, http_status) = refusal.reason.row();
+    let mut response = Response::new(Reply::empty());
+    // These two are no gRPC calls at all, and the gRPC protocol wants HTTP's answer for them.
+    if matches!(refusal.reason, Reason::ContentType | Reason::Method) {
+        *response.status_mut() = http_status;
+        return response;
+    }
+    grpc_headers(&mut response);
+    let status = refusal.status();
+    let details = if status.details.is_empty() { Bytes::new() } else { status.encode_to_vec().into() };
+    let headers = response.headers_mut();
+    // Both the message and the details are encoded to printable characters, so no header can be illegal.
+    if tonic::Status::with_details(code, status.message, details).add_header(headers).is_err() {
+        headers.insert("grpc-status", HeaderValue::from(i32::from(code)));
+    }
+    if refusal.reason == Reason::Encoding {
+        headers.insert("grpc-accept-encoding", ENCODINGS);
+    }
+    response
+}
+
+fn http_refused(refusal: &Refusal, form: Form) -> Response<Reply> {
+    let (_, _, status) = refusal.reason.row();
+    let body = match form {
+        Form::Protobuf => refusal.status().encode_to_vec().into(),
+        Form::Json => refusal.status_json().to_string().into(),
+    };
+    let mut response = http_response(status, form, body);
+    let headers = response.headers_mut();
+    if let Some(after) = refusal.retry_after {
+        // Whole seconds, rounded up: never earlier than asked for.
+        let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
+        headers.insert(RETRY_AFTER, HeaderValue::from(seconds.max(1)));
+    }
+    match refusal.reason {
+        Reason::Method => headers.insert(ALLOW, HeaderValue::from_static("POST")),
+        Reason::Encoding => headers.insert(ACCEPT_ENCODING, ENCODINGS),
+        Reason::Timeout => headers.insert(CONNECTION, HeaderValue::from_static("close")),
+        _ => None,
+    };
+    response
+}
+
+fn http_response(status: StatusCode, form: Form, body: Bytes) -> Response<Reply> {
+    let mut response = Response::new(Reply::with_data(body));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, form.content_type());
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn a_full_acceptance_is_an_empty_message() {
+        assert!(export_response(0, "").encode_to_vec().is_empty());
+        assert_eq!(&export_response_json(0, "")[..], b"{}");
+    }
+
+    #[test]
+    fn only_temporary_reasons_invite_a_retry() {
+        for reason in Reason::ALL {
+            let refusal = Refusal::new(reason, "x");
+            let response = Answer::Refused(Refusal::new(reason, "x")).http(Form::Protobuf);
+            let temporary = [429, 503].contains(&response.status().as_u16());
+            assert_eq!(response.headers().contains_key(RETRY_AFTER), temporary, "{reason:?}");
+            let has_info = refusal.status().details.iter().any(|any| any.type_url == rpc::RETRY_INFO);
+            assert_eq!(has_info, temporary, "{reason:?}");
+        }
+    }
+
+    #[test]
+    fn reasons_have_labels_of_their_own() {
+        let labels: HashSet<_> = Reason::ALL.into_iter().map(Reason::as_str).collect();
+        assert_eq!(labels.len(), Reason::ALL.len());
+        for (index, reason) in Reason::ALL.into_iter().enumerate() {
+            assert_eq!(reason as usize, index, "metrics count by position");
+        }
+    }
+
+    #[test]
+    fn hints_spread_over_their_range() {
+        let hints: HashSet<_> = (0..1_000).map(|_| next_hint().as_millis()).collect();
+        assert!(hints.len() > 900, "{} different hints", hints.len());
+        assert!(hints.iter().all(|&ms| (1_000..5_000).contains(&ms)));
+    }
+
+    #[test]
+    fn a_long_message_is_cut_between_characters() {
+        let refusal = Refusal::new(Reason::Malformed, "ü".repeat(MESSAGE_BYTES_MAX));
+        assert_eq!(refusal.message.len(), MESSAGE_BYTES_MAX);
+    }
+
+    #[test]
+    fn a_partial_success_says_how_many_and_why_in_both_forms() {
+        let json = export_response_json(3, "zero trace id");
+        assert_eq!(&json[..], br#"{"partialSuccess":{"errorMessage":"zero trace id","rejectedSpans":"3"}}"#);
+        let message = export_response(3, "zero trace id").encode_to_vec();
+        assert_eq!(message, [b"\x0a\x11\x08\x03\x12\x0d".as_slice(), b"zero trace id"].concat());
+    }
+}

@@ -1,0 +1,92 @@
+//! The receiver's settings, already checked for form. Owns no file and parses no text.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::thread;
+use std::time::Duration;
+
+use crate::error::Error;
+
+/// A span's range in its body is two 32-bit numbers, and no sender means a body beyond this.
+const REQUEST_BYTES_POSSIBLE: usize = 1 << 30;
+
+/// What a driver needs to know.
+#[derive(Clone, Debug)]
+pub struct ReceiverConfig {
+    /// Where OTLP/gRPC is served; `None` for not at all. Port 0 takes a free one.
+    pub grpc: Option<SocketAddr>,
+    /// Where OTLP/HTTP is served; `None` for not at all. Port 0 takes a free one.
+    pub http: Option<SocketAddr>,
+    /// The largest request, in bytes after decompression. OTLP 1.11 recommends 64 MiB.
+    pub request_bytes_max: usize,
+    /// Budget for bodies being received or waiting for their answer, both forms of a compressed body and the summaries
+    /// included, of all cores together. At least twice `request_bytes_max`.
+    pub inflight_bytes_max: usize,
+    /// How many receiving threads, each with its own listeners.
+    pub cores: usize,
+    /// Open connections of all cores and both protocols; more are closed as they come.
+    pub max_connections: usize,
+    /// The first byte of a connection, and each head of an HTTP/1 request, must arrive within this. An HTTP/1
+    /// connection is closed when it is quiet for as long between two requests.
+    pub header_timeout: Duration,
+    /// A body must be complete or have advanced by 1 KiB for each second of this, every time it passes.
+    pub body_timeout: Duration,
+    /// A connection without a request is closed after one to two times this.
+    pub idle_timeout: Duration,
+    /// A connection is asked to go when it is this old, so that long-lived senders spread over the cores again.
+    pub connection_age_max: Duration,
+    /// Whether each thread stays on one CPU of the process' affinity mask.
+    pub pin_cores: bool,
+}
+
+impl Default for ReceiverConfig {
+    fn default() -> Self {
+        Self {
+            grpc: Some((Ipv4Addr::LOCALHOST, 4317).into()),
+            http: Some((Ipv4Addr::LOCALHOST, 4318).into()),
+            request_bytes_max: 64 << 20,
+            inflight_bytes_max: 256 << 20,
+            // Obeys the affinity mask, so `taskset` and cpusets are honoured.
+            cores: thread::available_parallelism().map_or(1, usize::from),
+            max_connections: 10_000,
+            header_timeout: Duration::from_secs(10),
+            body_timeout: Duration::from_secs(30),
+            idle_timeout: Duration::from_secs(60),
+            connection_age_max: Duration::from_secs(30 * 60),
+            pin_cores: false,
+        }
+    }
+}
+
+impl ReceiverConfig {
+    /// Whether the numbers fit together.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        if self.grpc.is_none() && self.http.is_none() {
+            return Err(Error::NoListener);
+        }
+        if self.request_bytes_max > REQUEST_BYTES_POSSIBLE {
+            return Err(Error::RequestLimit { given: self.request_bytes_max, most: REQUEST_BYTES_POSSIBLE });
+        }
+        let least = self.request_bytes_max * 2;
+        if self.inflight_bytes_max < least {
+            return Err(Error::InflightLimit { given: self.inflight_bytes_max, least });
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_that_cannot_hold_are_refused() {
+        let config = ReceiverConfig::default();
+        assert!(config.check().is_ok());
+        let neither = ReceiverConfig { grpc: None, http: None, ..config.clone() };
+        assert!(matches!(neither.check(), Err(Error::NoListener)));
+        let huge = ReceiverConfig { request_bytes_max: 2 << 30, ..config.clone() };
+        assert!(matches!(huge.check(), Err(Error::RequestLimit { .. })));
+        let tight = ReceiverConfig { inflight_bytes_max: 64 << 20, ..config };
+        assert!(matches!(tight.check(), Err(Error::InflightLimit { .. })));
+    }
+}

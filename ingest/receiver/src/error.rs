@@ -1,0 +1,47 @@
+//! Why a receiver could not be started. What goes wrong with a single request is an answer, not an
+//! error: see `answer`.
+
+use std::io;
+use std::net::SocketAddr;
+
+/// Why a receiver could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The address is taken, not ours, or not allowed.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The operating system gave no thread or no event loop.
+    #[error("cannot start receiver thread {core}")]
+    Thread {
+        /// Which one.
+        core: usize,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// Neither protocol has an address.
+    #[error("neither grpc nor http has an address to listen on")]
+    NoListener,
+    /// A span's place in its body is a 32-bit number.
+    #[error("request_bytes_max is {given}, at most {most} is possible")]
+    RequestLimit {
+        /// What the configuration says.
+        given: usize,
+        /// What is possible.
+        most: usize,
+    },
+    /// One compressed request of the largest size needs room for both of its forms.
+    #[error("inflight_bytes_max is {given}, at least {least} is needed: twice request_bytes_max")]
+    InflightLimit {
+        /// What the configuration says.
+        given: usize,
+        /// What is needed.
+        least: usize,
+    },
+}

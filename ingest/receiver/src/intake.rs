@@ -1,0 +1,98 @@
+//! The seam: what a driver hands to the journal, what it hears back, and what every driver can do. Owns no behaviour.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bytes::Bytes;
+use store_model::{Encoding, SpanSummary, Symbols, Tenant, UnixNanos};
+use tokio::sync::oneshot;
+
+/// One accepted request, on its way to the journal.
+#[derive(Clone, Debug)]
+pub struct Received {
+    /// Whose spans.
+    pub tenant: Tenant,
+    /// When its last byte had arrived.
+    pub arrived_at: UnixNanos,
+    /// How `stored` is compressed.
+    pub encoding: Encoding,
+    /// The body as received, still compressed. A JSON request arrives here as protobuf, [`Encoding::Identity`].
+    pub stored: Bytes,
+    /// The body decompressed: what the ranges of `summaries` point into.
+    pub body: Bytes,
+    /// The spans that are taken, in the order of the body; never empty.
+    pub summaries: Vec<SpanSummary>,
+    /// How many spans of the body are not taken, since their ids are not ids. They count as arrived and refused.
+    pub refused: u32,
+}
+
+/// What became of a request. Everything but `Stored` tells the sender to try again later.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Safe at the configured acknowledgement level.
+    Stored,
+    /// No room just now: UNAVAILABLE or 503.
+    Overloaded {
+        /// When to come back.
+        retry_after: Duration,
+    },
+    /// This tenant sends more than it may: RESOURCE_EXHAUSTED or 429.
+    RateLimited {
+        /// When to come back.
+        retry_after: Duration,
+    },
+    /// Draining, or the journal refuses writes: UNAVAILABLE or 503.
+    Unavailable {
+        /// When to come back.
+        retry_after: Duration,
+        /// Told to the sender: one lower-case clause.
+        reason: String,
+    },
+}
+
+/// Where requests go: the seam between any driver and the journal. Called on the receiving threads, so nothing in it
+/// may block.
+pub trait Intake: Send + Sync + 'static {
+    /// Takes `request`, received by thread `core`, and answers through `done` once it is safe. Answers
+    /// [`Outcome::Overloaded`] itself when its queue is full. Dropping `done` counts as [`Outcome::Unavailable`].
+    fn submit(&self, core: usize, request: Received, done: oneshot::Sender<Outcome>);
+
+    /// Counts spans that arrived and were refused without a `submit`: none of their request could be taken, or memory
+    /// ran out once they were known.
+    fn refuse(&self, tenant: &Tenant, spans: u64);
+
+    /// Whether requests are taken at all. Asked before a body is read, so that an overloaded or draining appliance
+    /// refuses cheaply.
+    ///
+    /// # Errors
+    /// What the sender shall hear instead.
+    fn ready(&self) -> Result<(), Outcome>;
+
+    /// The time, for `arrived_at`.
+    fn now(&self) -> UnixNanos;
+
+    /// Where the names in summaries are interned.
+    fn symbols(&self) -> &Symbols;
+}
+
+/// The addresses a driver listens on, port 0 resolved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Endpoints {
+    /// OTLP/gRPC.
+    pub grpc: Option<SocketAddr>,
+    /// OTLP/HTTP.
+    pub http: Option<SocketAddr>,
+}
+
+/// A running receiver. Dropping it stops it at once, without grace.
+pub trait Driver {
+    /// Its name in logs and in `doctor`.
+    fn name(&self) -> &'static str;
+
+    /// Where it listens.
+    fn endpoints(&self) -> Endpoints;
+
+    /// Stops accepting, asks connections to go (GOAWAY, `connection: close`), lets requests in flight finish for
+    /// `grace` at most, and joins its threads.
+    fn stop(self, grace: Duration);
+}
