@@ -1,3 +1,32 @@
-//! The appliance.
+//! The appliance's binary: reads the command line, starts what it names.
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "this is a command-line program")]
 
-fn main() {}
+mod appliance;
+mod archiver;
+mod bodies;
+mod cli;
+mod clock;
+mod config;
+mod demo;
+mod gate;
+mod intake;
+mod journal;
+mod live;
+mod recover;
+mod serve;
+mod shards;
+mod status;
+mod telemetry;
+mod totals;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+/// Spans arrive and leave by the million; the default allocator's arenas would hold on to what they leave.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    cli::run(cli::Cli::parse())
+}

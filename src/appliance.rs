@@ -1,0 +1,468 @@
+//! The only place where rooms meet: opens them in data-flow order and stops them in reverse.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, mpsc};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use ingest_aggregator::{Batch, Shard};
+use ingest_receiver::{Driver, Endpoints, ReceiverMetrics, portable};
+use query_engine::Engine;
+use rtrb::{Consumer, Producer, RingBuffer};
+use store_archive::{Archive, ArchiveOptions, ShardWriter};
+use store_log::{PartitionOptions, Reader, RealDisk, Retention, Writer};
+use store_model::{Offset, PartitionId, ShardId, Symbols};
+
+use crate::archiver::{ArchiverOptions, ArchiverThread};
+use crate::bodies::JournalBodies;
+use crate::clock;
+use crate::config::{Ack, Config};
+use crate::gate::Gate;
+use crate::intake::{Entrance, Queue, RefusedLedger};
+use crate::journal::{Feeder, Floors, JournalOptions, JournalThread, Outlet};
+use crate::live::{LiveTraces, ShardLine};
+use crate::recover::{self, Recovered};
+use crate::shards::{Ask, Published, ShardThread};
+use crate::status::StatusBoard;
+use crate::totals::Totals;
+
+/// Batches waiting for a shard, per partition. A batch of 500 spans is 44 KB, so a full ring holds about 11 MB.
+const RING_BATCHES: usize = 256;
+
+/// Questions waiting for a shard.
+const ASKS_MAX: usize = 256;
+
+/// Turns waiting for an archiver.
+const TURNS_MAX: usize = 64;
+
+/// A decision log's segment. Small, so that old decisions can be let go in small steps.
+const DECISION_SEGMENT_BYTES: u64 = 32 << 20;
+
+/// Decisions are kept this long beyond what the archive covers, for late spans after a restart.
+const DECISIONS_AGE_MAX: Duration = Duration::from_hours(1);
+
+/// How long requests in flight may take when the appliance stops.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// What keeps the appliance from starting.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("{path}: {problem}")]
+    DataDir { path: PathBuf, problem: String },
+    #[error(
+        "data directory {path} is in use by another sluicebox (process {holder}); stop it or choose another --data-dir"
+    )]
+    InUse { path: PathBuf, holder: String },
+    #[error("journal: {0}")]
+    Log(#[from] store_log::Error),
+    #[error("archive: {0}")]
+    Archive(#[from] store_archive::Error),
+    #[error("receiver: {0}")]
+    Receiver(#[from] ingest_receiver::Error),
+    #[error("cannot start thread {name}: {source}")]
+    Thread { name: String, source: std::io::Error },
+}
+
+/// A running appliance.
+pub(crate) struct Appliance {
+    pub(crate) engine: Arc<Engine>,
+    pub(crate) board: Arc<StatusBoard>,
+    endpoints: Endpoints,
+    receiver: portable::Portable,
+    queues: Vec<Arc<Queue>>,
+    journals: Vec<JoinHandle<()>>,
+    published: Vec<Arc<Published>>,
+    shards: Vec<JoinHandle<()>>,
+    archivers: Vec<JoinHandle<()>>,
+    gate: Arc<Gate>,
+    _lock: std::fs::File,
+}
+
+/// How many CPUs the affinity mask of this process allows.
+pub(crate) fn cores_allowed() -> u16 {
+    let mask = rustix::thread::sched_getaffinity(None).map(|mask| mask.count()).unwrap_or(1);
+    u16::try_from(mask).unwrap_or(u16::MAX).max(1)
+}
+
+/// The memory budget: what the file says, else a quarter of the machine's memory.
+pub(crate) fn memory_limit(config: &Config) -> u64 {
+    config.memory.limit.map_or_else(|| rustix::system::sysinfo().totalram / 4, |limit| limit.0)
+}
+
+/// One journal partition while the appliance is being opened.
+struct OpenPartition {
+    id: PartitionId,
+    writer: Writer<RealDisk>,
+    feeder: Vec<Producer<Batch>>,
+}
+
+/// One shard while the appliance is being opened.
+struct OpenShard {
+    id: ShardId,
+    archive: ShardWriter,
+    decisions: Writer<RealDisk>,
+    recovered: Recovered,
+    rings: Vec<Consumer<Batch>>,
+}
+
+fn spawn(name: String, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, Error> {
+    let thread = std::thread::Builder::new().name(name.clone());
+    thread.spawn(body).map_err(|source| Error::Thread { name, source })
+}
+
+/// Takes the data directory for this process alone.
+fn lock(data_dir: &Path) -> Result<std::fs::File, Error> {
+    use std::io::{Read as _, Write as _};
+    let path = data_dir.join("LOCK");
+    let wrong =
+        |error: std::io::Error| Error::DataDir { path: data_dir.to_owned(), problem: error.to_string() };
+    std::fs::create_dir_all(data_dir).map_err(wrong)?;
+    let mut file = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path)
+        .map_err(wrong)?;
+    if rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
+        let mut holder = String::new();
+        file.read_to_string(&mut holder).map_err(wrong)?;
+        return Err(Error::InUse { path: data_dir.to_owned(), holder: holder.trim().to_owned() });
+    }
+    file.set_len(0).map_err(wrong)?;
+    writeln!(file, "{}", std::process::id()).map_err(wrong)?;
+    Ok(file)
+}
+
+impl Appliance {
+    /// Opens everything, recovers what a crash left, and begins to listen.
+    pub(crate) fn start(config: &Config, data_dir: &Path) -> Result<Self, Error> {
+        let lock = lock(data_dir)?;
+        let wanted = if config.receivers.cores == 0 { cores_allowed() } else { config.receivers.cores };
+        let count = recover::shards_of(data_dir, wanted)?;
+        if count != wanted {
+            tracing::warn!(
+                shards = count,
+                cores = wanted,
+                "the data directory was made for another number of cores, which stays"
+            );
+        }
+        let memory_bytes = memory_limit(config);
+        let request_bytes_max = config.receiver(count, memory_bytes).request_bytes_max;
+        let (archive, shards, partitions) = open_stores(config, data_dir, count)?;
+        let bodies = JournalBodies {
+            readers: partitions.iter().map(|partition| partition.writer.reader()).collect(),
+            request_bytes_max,
+        };
+        let context = Context {
+            config,
+            count,
+            memory_bytes,
+            archive: archive.clone(),
+            bodies: bodies.clone(),
+            gate: Arc::new(Gate::default()),
+            floors: Arc::new(Floors::new(count)),
+            totals: Arc::new(Totals::new(count)),
+            refused: Arc::new(RefusedLedger::default()),
+            symbols: Symbols::new(config.receivers.max_names),
+        };
+        context.gate.close("start", "the appliance is starting");
+        let decision_readers = shards.iter().map(|shard| shard.decisions.reader()).collect();
+        let started = context.start_shards(shards)?;
+        let queues: Vec<Arc<Queue>> = (0..count)
+            .map(|_| {
+                Arc::new(Queue::new(usize::try_from(config.journal.queue_bytes.0).unwrap_or(usize::MAX)))
+            })
+            .collect();
+        let journals = context.start_journals(partitions, &started, &queues)?;
+        context.gate.open("start");
+
+        let metrics = Arc::new(ReceiverMetrics::default());
+        let entrance = Arc::new(Entrance {
+            queues: queues.clone(),
+            gate: Arc::clone(&context.gate),
+            refused: Arc::clone(&context.refused),
+            symbols: context.symbols.clone(),
+            tenants: Mutex::default(),
+            tenants_max: config.receivers.max_tenants,
+        });
+        let receiver =
+            portable::start(&config.receiver(count, memory_bytes), entrance, Arc::clone(&metrics))?;
+        let live = Arc::new(LiveTraces { shards: started.lines, bodies: bodies.clone() });
+        let board = Arc::new(StatusBoard {
+            started_at: clock::monotonic(),
+            gate: Arc::clone(&context.gate),
+            totals: Arc::clone(&context.totals),
+            published: started.published.clone(),
+            archive: archive.clone(),
+            journal: bodies.readers,
+            decisions: decision_readers,
+            receiver: metrics,
+            memory_limit: memory_bytes,
+        });
+        Ok(Self {
+            engine: Arc::new(Engine::new(archive, live, query_engine::Limits::default())),
+            board,
+            endpoints: receiver.endpoints(),
+            receiver,
+            queues,
+            journals,
+            published: started.published,
+            shards: started.shards,
+            archivers: started.archivers,
+            gate: context.gate,
+            _lock: lock,
+        })
+    }
+
+    /// Where requests are taken, port 0 resolved.
+    pub(crate) fn otlp_grpc(&self) -> Option<SocketAddr> {
+        self.endpoints.grpc
+    }
+
+    /// As [`Self::otlp_grpc`].
+    pub(crate) fn otlp_http(&self) -> Option<SocketAddr> {
+        self.endpoints.http
+    }
+
+    /// Stops taking requests, answers those in flight, and leaves everything durable: what is undecided is in the journal.
+    pub(crate) fn stop(self) {
+        self.gate.close("stop", "the appliance is stopping");
+        self.receiver.stop(DRAIN);
+        self.queues.iter().for_each(|queue| queue.close());
+        join("journal", self.journals);
+        for published in &self.published {
+            published.stop.store(true, Ordering::Release);
+        }
+        join("shard", self.shards);
+        join("archiver", self.archivers);
+    }
+}
+
+fn join(room: &str, threads: Vec<JoinHandle<()>>) {
+    for thread in threads {
+        if thread.join().is_err() {
+            tracing::error!(
+                room,
+                "thread had panicked; what it held is rebuilt from the journal at the next start"
+            );
+        }
+    }
+}
+
+fn open_stores(
+    config: &Config,
+    data_dir: &Path,
+    count: u16,
+) -> Result<(Archive, Vec<OpenShard>, Vec<OpenPartition>), Error> {
+    let options = ArchiveOptions {
+        directory: data_dir.join("traces"),
+        zstd_level: config.archive.zstd_level,
+        ..ArchiveOptions::default()
+    };
+    let (archive, report) = Archive::open(options, count)?;
+    for quarantined in &report.quarantined {
+        tracing::error!(?quarantined, "archive segment is damaged and set aside");
+    }
+    let (mut producers, mut consumers) = rings(count);
+    let mut shards = Vec::new();
+    for id in (0..count).map(ShardId) {
+        let writer = archive.writer(id);
+        let options = PartitionOptions {
+            directory: data_dir.join("decisions").join(id.to_string()),
+            segment_bytes_max: DECISION_SEGMENT_BYTES,
+            ..PartitionOptions::default()
+        };
+        // Sealed archive segments name settlement records: new ones must not reuse their offsets.
+        let (decisions, recovery) = Writer::open(RealDisk, options, writer.covered(), clock::unix())?;
+        report_recovery("decisions", id.0, &recovery);
+        let recovered = recover::read_decisions(&decisions.reader(), writer.covered());
+        shards.push(OpenShard { id, archive: writer, decisions, recovered, rings: consumers.remove(0) });
+    }
+    let mut partitions = Vec::new();
+    for id in (0..count).map(PartitionId) {
+        // Offsets that a settlement record knows must not be given out again, even if the journal lost its end.
+        let known = shards.iter().map(|shard| shard.recovered.resume.frontier(id)).max().unwrap_or_default();
+        let options = PartitionOptions {
+            directory: data_dir.join("spans").join(id.to_string()),
+            segment_bytes_max: config.journal.segment_bytes.0,
+            ..PartitionOptions::default()
+        };
+        let (writer, recovery) = Writer::open(RealDisk, options, known, clock::unix())?;
+        report_recovery("spans", id.0, &recovery);
+        partitions.push(OpenPartition { id, writer, feeder: producers.remove(0) });
+    }
+    Ok((archive, shards, partitions))
+}
+
+fn report_recovery(topic: &str, partition: u16, recovery: &store_log::Recovery) {
+    for quarantined in &recovery.quarantined {
+        tracing::error!(topic, partition, ?quarantined, "log segment is damaged and set aside");
+    }
+    if let Some(truncated) = &recovery.truncated {
+        tracing::warn!(topic, partition, ?truncated, "a write that the last crash cut short was cut off");
+    }
+}
+
+/// A ring from every partition to every shard: producers by partition, consumers by shard.
+fn rings(count: u16) -> (Vec<Vec<Producer<Batch>>>, Vec<Vec<Consumer<Batch>>>) {
+    let count = usize::from(count);
+    let mut producers: Vec<Vec<_>> = (0..count).map(|_| Vec::new()).collect();
+    let mut consumers: Vec<Vec<_>> = (0..count).map(|_| Vec::new()).collect();
+    for row in &mut producers {
+        for column in &mut consumers {
+            let (producer, consumer) = RingBuffer::new(RING_BATCHES);
+            row.push(producer);
+            column.push(consumer);
+        }
+    }
+    (producers, consumers)
+}
+
+/// What the threads share while they are started.
+struct Context<'a> {
+    config: &'a Config,
+    count: u16,
+    memory_bytes: u64,
+    archive: Archive,
+    bodies: JournalBodies,
+    gate: Arc<Gate>,
+    floors: Arc<Floors>,
+    totals: Arc<Totals>,
+    refused: Arc<RefusedLedger>,
+    symbols: Symbols,
+}
+
+/// The shards, running.
+struct StartedShards {
+    lines: Vec<ShardLine>,
+    published: Vec<Arc<Published>>,
+    shards: Vec<JoinHandle<()>>,
+    archivers: Vec<JoinHandle<()>>,
+    /// Per shard and partition: where the journal is to be read again from.
+    watermarks: Vec<Vec<Offset>>,
+}
+
+impl Context<'_> {
+    fn start_shards(&self, shards: Vec<OpenShard>) -> Result<StartedShards, Error> {
+        let mut started = StartedShards {
+            lines: Vec::new(),
+            published: Vec::new(),
+            shards: Vec::new(),
+            archivers: Vec::new(),
+            watermarks: Vec::new(),
+        };
+        for open in shards {
+            self.start_shard(open, &mut started)?;
+        }
+        Ok(started)
+    }
+
+    fn start_shard(&self, open: OpenShard, started: &mut StartedShards) -> Result<(), Error> {
+        let OpenShard { id, mut archive, decisions, recovered, rings } = open;
+        let Recovered { resume, totals, open } = recovered;
+        let mut bodies = self.bodies.clone();
+        let open_floor = recover::rebuild_open_segment(&open, &mut archive, &mut bodies);
+        self.totals.shard(id).extend(totals);
+        let partitions = (0..self.count).map(PartitionId);
+        started.watermarks.push(partitions.map(|partition| resume.watermark(partition)).collect());
+        let published = Arc::new(Published::default());
+        let (ask, asks) = mpsc::sync_channel::<Ask>(ASKS_MAX);
+        let (turns, turns_out) = mpsc::sync_channel(TURNS_MAX);
+        let archiver = ArchiverThread {
+            options: ArchiverOptions {
+                shard: id,
+                shards: self.count,
+                open_bytes: usize::try_from(self.config.archive.open_bytes.0).unwrap_or(usize::MAX),
+                open_age: self.config.archive.open_age.0,
+                decisions: Retention { age_max: DECISIONS_AGE_MAX, bytes_max: u64::MAX },
+                archive_retention: Retention {
+                    age_max: self.config.archive.retention.max_age.0,
+                    bytes_max: self.config.archive.retention.max_bytes.0,
+                },
+            },
+            turns: turns_out,
+            archive,
+            archive_handle: self.archive.clone(),
+            decisions,
+            bodies,
+            totals: Arc::clone(&self.totals),
+            floors: Arc::clone(&self.floors),
+            published: Arc::clone(&published),
+            gate: Arc::clone(&self.gate),
+            refused: Arc::clone(&self.refused),
+            open_floor,
+        };
+        let shard = ShardThread {
+            id,
+            shard: Shard::resume(self.config.shard(self.count, self.memory_bytes), &resume),
+            rings,
+            asks,
+            turns,
+            published: Arc::clone(&published),
+            gate: Arc::clone(&self.gate),
+        };
+        started.archivers.push(spawn(format!("archiver-{id}"), move || archiver.run())?);
+        let thread = spawn(format!("shard-{id}"), move || shard.run())?;
+        started.lines.push(ShardLine { asks: ask, thread: thread.thread().clone() });
+        started.published.push(published);
+        started.shards.push(thread);
+        Ok(())
+    }
+
+    /// Replays what was undecided, then starts the journal threads.
+    fn start_journals(
+        &self,
+        partitions: Vec<OpenPartition>,
+        started: &StartedShards,
+        queues: &[Arc<Queue>],
+    ) -> Result<Vec<JoinHandle<()>>, Error> {
+        let mut threads = Vec::new();
+        for (open, queue) in partitions.into_iter().zip(queues) {
+            let OpenPartition { id, writer, feeder } = open;
+            let threads_of_shards = started.lines.iter().map(|line| line.thread.clone());
+            let outlets =
+                feeder.into_iter().zip(threads_of_shards).map(|(ring, thread)| Outlet { ring, thread });
+            let mut feeder = Feeder { outlets: outlets.collect() };
+            self.replay(id, &writer.reader(), started, &mut feeder);
+            let journal = JournalThread {
+                options: JournalOptions {
+                    partition: id,
+                    group_interval: self.config.journal.group_interval.0,
+                    group_bytes: usize::try_from(self.config.journal.group_bytes.0).unwrap_or(usize::MAX),
+                    answer_at_once: self.config.journal.ack == Ack::Memory,
+                    retention: Retention {
+                        age_max: self.config.journal.retention.max_age.0,
+                        bytes_max: self.config.journal.retention.max_bytes.0 / u64::from(self.count),
+                    },
+                },
+                writer,
+                queue: Arc::clone(queue),
+                feeder,
+                floors: Arc::clone(&self.floors),
+                gate: Arc::clone(&self.gate),
+                lost: Arc::clone(&self.refused),
+            };
+            threads.push(spawn(format!("journal-{id}"), move || journal.run())?);
+        }
+        Ok(threads)
+    }
+
+    fn replay(
+        &self,
+        id: PartitionId,
+        reader: &Reader<RealDisk>,
+        started: &StartedShards,
+        feeder: &mut Feeder,
+    ) {
+        let marks = started.watermarks.iter().map(|marks| marks[usize::from(id.0)]);
+        let from = marks.min().unwrap_or_default();
+        let limit = self.bodies.request_bytes_max;
+        let (records, spans) = recover::replay(id, reader, from, &self.symbols, limit, feeder);
+        if records > 0 {
+            tracing::info!(partition = %id, from = %from, records, spans, "journal replayed");
+        }
+    }
+}

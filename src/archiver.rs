@@ -1,0 +1,310 @@
+//! The thread that settles one shard's turns: gathers what is kept, puts it into the archive, and makes the decisions durable.
+//!
+//! The order is what makes a restart exact: fragments become visible, then the turn's settlement record is appended, and the
+//! record is committed before an archive segment that covers it is sealed. Fragments of the open segment need no disk: the
+//! committed decisions say where their spans lie in the journal.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use ingest_aggregator::{Gathered, KeptTrace, Turn, gather};
+use store_archive::settlement::{DroppedDecision, KeptDecision, Settlement};
+use store_archive::{Archive, ShardWriter};
+use store_log::{RealDisk, Retention, Sync, Writer};
+use store_model::{Monotonic, Offset, PartitionId, Reason, ShardId};
+
+use crate::bodies::JournalBodies;
+use crate::clock;
+use crate::gate::Gate;
+use crate::intake::RefusedLedger;
+use crate::journal::Floors;
+use crate::shards::Published;
+use crate::totals::Totals;
+
+/// Decisions become durable at the latest after this long; until then a crash takes them again.
+const COMMIT_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Settlement records are committed earlier when they reach this size.
+const COMMIT_BYTES: u64 = 4 << 20;
+
+/// Turns settled together at most, so that a body is opened once for all of them.
+const TURNS_PER_ROUND: usize = 32;
+
+/// How often the archive's retention is looked after.
+const EXPIRE_INTERVAL: Duration = Duration::from_secs(30);
+
+/// How long a failed disk is left alone.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// How the thread works.
+#[derive(Clone, Debug)]
+pub(crate) struct ArchiverOptions {
+    pub(crate) shard: ShardId,
+    pub(crate) shards: u16,
+    pub(crate) open_bytes: usize,
+    pub(crate) open_age: Duration,
+    /// Of the decision log: nothing older can still matter to a late span.
+    pub(crate) decisions: Retention,
+    /// Of sealed archive segments.
+    pub(crate) archive_retention: Retention,
+}
+
+/// The thread's state.
+pub(crate) struct ArchiverThread {
+    pub(crate) options: ArchiverOptions,
+    pub(crate) turns: Receiver<Turn>,
+    pub(crate) archive: ShardWriter,
+    pub(crate) archive_handle: Archive,
+    pub(crate) decisions: Writer<RealDisk>,
+    pub(crate) bodies: JournalBodies,
+    pub(crate) totals: Arc<Totals>,
+    pub(crate) floors: Arc<Floors>,
+    pub(crate) published: Arc<Published>,
+    pub(crate) gate: Arc<Gate>,
+    pub(crate) refused: Arc<RefusedLedger>,
+    /// Per partition: the lowest record that the open segment would have to be gathered from again.
+    pub(crate) open_floor: Vec<Option<Offset>>,
+}
+
+impl ArchiverThread {
+    /// Runs until the shard is gone and everything it settled is durable.
+    pub(crate) fn run(mut self) {
+        let mut uncommitted: Vec<Settlement> = Vec::new();
+        let (mut last_commit, mut opened_at) = (clock::monotonic(), clock::monotonic());
+        let mut last_expire = Monotonic(0);
+        let mut is_last = false;
+        while !is_last {
+            let mut turns = Vec::new();
+            match self.turns.recv_timeout(COMMIT_INTERVAL) {
+                Ok(turn) => turns.push(turn),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => is_last = true,
+            }
+            turns.extend(self.turns.try_iter().take(TURNS_PER_ROUND));
+            self.settle(turns, &mut uncommitted);
+            let now = clock::monotonic();
+            if now.since(last_expire) >= EXPIRE_INTERVAL {
+                last_expire = now;
+                self.expire();
+            }
+            if now.since(last_commit) >= COMMIT_INTERVAL
+                || self.decisions.pending_bytes() > COMMIT_BYTES
+                || is_last
+            {
+                self.commit(&mut uncommitted);
+                last_commit = clock::monotonic();
+                if self.archive.open_rows() == 0 {
+                    opened_at = now;
+                }
+                if self.is_seal_due(opened_at, now) {
+                    self.seal();
+                    opened_at = clock::monotonic();
+                }
+            }
+        }
+    }
+
+    fn is_seal_due(&self, opened_at: Monotonic, now: Monotonic) -> bool {
+        let is_old = now.since(opened_at) >= self.options.open_age;
+        let is_large = self.archive.open_bytes() >= self.options.open_bytes || self.archive.is_full();
+        self.archive.open_rows() > 0 && (is_old || is_large)
+    }
+
+    fn settle(&mut self, turns: Vec<Turn>, uncommitted: &mut Vec<Settlement>) {
+        let Some(last_turn) = turns.last().map(|turn| turn.number) else { return };
+        let kept: Vec<Arc<KeptTrace>> = turns.iter().flat_map(|turn| turn.kept.iter().cloned()).collect();
+        let Self { archive, bodies, .. } = self;
+        let mut archived = |trace: &KeptTrace| archived_spans(archive, trace);
+        let mut gathered = gather(&kept, bodies, &mut archived).into_iter();
+        for turn in turns {
+            let settlement = self.settle_turn(turn, &mut gathered);
+            uncommitted.push(settlement);
+        }
+        self.published.archived_turn.store(last_turn, Ordering::Release);
+    }
+
+    fn settle_turn(&mut self, turn: Turn, gathered: &mut impl Iterator<Item = Gathered>) -> Settlement {
+        let mut kept = Vec::with_capacity(turn.kept.len());
+        let mut totals = self.totals.shard(self.options.shard);
+        for (tenant, counts) in turn.counts {
+            totals.entry(tenant).or_default().counts.add(counts);
+        }
+        for (trace, gathered) in turn.kept.iter().zip(gathered) {
+            let Gathered { fragment, locations, expired, duplicates } = gathered;
+            let total = totals.entry(trace.tenant.clone()).or_default();
+            total.counts.expired += u64::from(expired);
+            total.counts.refused += u64::from(duplicates);
+            let reason = Reason::ALL.iter().position(|&reason| reason == trace.reason).unwrap_or(0);
+            total.kept_traces[reason] += u64::from(!trace.late && fragment.is_some());
+            for place in &locations {
+                let floor = &mut self.open_floor[usize::from(place.partition.0)];
+                *floor = Some(floor.map_or(place.offset, |floor| floor.min(place.offset)));
+            }
+            if let Some(fragment) = fragment {
+                total.counts.kept += u64::from(fragment.span_count);
+                total.kept_spans[reason] += u64::from(fragment.span_count);
+                self.archive.insert(fragment);
+            }
+            kept.push(kept_decision(trace, locations));
+        }
+        let mut dropped = Vec::with_capacity(turn.dropped.len());
+        for trace in turn.dropped {
+            if !trace.late {
+                totals.entry(trace.tenant.clone()).or_default().dropped_traces += 1;
+            }
+            dropped.push(DroppedDecision {
+                tenant: trace.tenant,
+                trace_id: trace.trace_id,
+                shed: trace.shed,
+            });
+        }
+        Settlement {
+            shard: self.options.shard,
+            shards: self.options.shards,
+            at: turn.at,
+            frontier: turn.frontier,
+            watermark: turn.watermark,
+            counts: Vec::new(),
+            kept,
+            dropped,
+        }
+    }
+
+    /// Makes the decisions durable. Does not come back before it has: without them nothing may be forgotten, and the
+    /// bounded queues upstream make the receiver refuse meanwhile.
+    fn commit(&mut self, uncommitted: &mut Vec<Settlement>) {
+        self.count_refused(uncommitted);
+        let Some(last) = uncommitted.last_mut() else { return };
+        // The totals are those after the last of these turns, so only its record carries them.
+        let totals = self.totals.shard(self.options.shard);
+        last.counts = totals.iter().map(|(tenant, counts)| (tenant.clone(), *counts)).collect();
+        drop(totals);
+        let records: Vec<Bytes> = uncommitted.iter().map(|record| Bytes::from(record.encode())).collect();
+        let name = format!("decisions {}", self.options.shard);
+        loop {
+            for record in &records {
+                self.decisions.append([record.clone(), Bytes::new()]);
+            }
+            match self.decisions.commit(Sync::Durable, clock::unix()) {
+                Ok(_) => break,
+                Err(error) => {
+                    tracing::error!(shard = %self.options.shard, %error, "decisions cannot be written");
+                    self.gate.close(&name, format!("decisions cannot be written: {error}"));
+                    clock::sleep(RETRY_AFTER);
+                    if self.decisions.is_poisoned()
+                        && let Err(error) = self.decisions.reopen(clock::unix())
+                    {
+                        tracing::error!(shard = %self.options.shard, %error, "decision log cannot be reopened yet");
+                    }
+                }
+            }
+        }
+        self.gate.open(&name);
+        let Some(last) = uncommitted.pop() else { return };
+        uncommitted.clear();
+        self.publish_floors(&last.watermark);
+        self.retain_decisions();
+    }
+
+    /// Spans refused before the journal are counted by the first shard.
+    fn count_refused(&self, uncommitted: &mut [Settlement]) {
+        if self.options.shard != ShardId(0) || uncommitted.is_empty() {
+            return;
+        }
+        let mut totals = self.totals.shard(self.options.shard);
+        for (tenant, spans) in self.refused.drain() {
+            let counts = &mut totals.entry(tenant).or_default().counts;
+            counts.arrived += spans;
+            counts.refused += spans;
+        }
+    }
+
+    fn publish_floors(&self, watermark: &[Offset]) {
+        for ((&settled, open), partition) in watermark.iter().zip(&self.open_floor).zip(0..) {
+            let floor = open.map_or(settled, |open| open.min(settled));
+            self.floors.set(self.options.shard, PartitionId(partition), floor);
+        }
+    }
+
+    fn seal(&mut self) {
+        match self.archive.seal(self.decisions.end_offset(), clock::unix()) {
+            Ok(path) => {
+                self.open_floor.iter_mut().for_each(|floor| *floor = None);
+                self.gate.open(&format!("archive {}", self.options.shard));
+                tracing::debug!(shard = %self.options.shard, ?path, "archive segment sealed");
+            }
+            Err(error) => {
+                tracing::error!(shard = %self.options.shard, %error, "archive segment cannot be written, it stays in memory");
+                // The open segment may grow to four times its size while the disk recovers, then ingest has to wait.
+                if self.archive.open_bytes() > self.options.open_bytes.saturating_mul(4) {
+                    let reason = format!("the archive cannot be written: {error}");
+                    self.gate.close(&format!("archive {}", self.options.shard), reason);
+                }
+            }
+        }
+    }
+
+    /// Removes archive segments that retention is through with. The first shard does it for all.
+    fn expire(&self) {
+        if self.options.shard != ShardId(0) {
+            return;
+        }
+        let Retention { age_max, bytes_max } = self.options.archive_retention;
+        match self.archive_handle.expire(age_max, bytes_max, clock::unix()) {
+            Ok(expired) if expired.segments > 0 => tracing::info!(?expired, "archive segments expired"),
+            Ok(_) => {}
+            Err(error) => tracing::warn!(%error, "expired archive segments could not be removed"),
+        }
+    }
+
+    fn retain_decisions(&mut self) {
+        let segments = self.decisions.reader().segments();
+        if segments.len() < 2 {
+            return;
+        }
+        // Without open rows nothing would have to be gathered again, whatever the sealed segments cover.
+        let is_empty = self.archive.open_rows() == 0;
+        let floor = if is_empty { self.decisions.end_offset() } else { self.archive.covered() };
+        let chosen = store_log::choose(&segments, &self.options.decisions, floor, clock::unix());
+        if !chosen.is_empty()
+            && let Err(error) = self.decisions.remove(&chosen)
+        {
+            tracing::warn!(shard = %self.options.shard, %error, "expired decisions could not be removed");
+        }
+    }
+}
+
+fn kept_decision(trace: &KeptTrace, spans: Vec<store_model::SpanLocation>) -> KeptDecision {
+    KeptDecision {
+        tenant: trace.tenant.clone(),
+        trace_id: trace.trace_id,
+        trace_start: trace.trace_start,
+        decided_at: trace.decided_at,
+        reason: trace.reason,
+        threshold: trace.threshold,
+        complete: trace.complete,
+        spans,
+    }
+}
+
+/// What the archive holds of a trace, span by span.
+fn archived_spans(archive: &ShardWriter, trace: &KeptTrace) -> Vec<u64> {
+    let fragments = archive.find(&trace.tenant, trace.trace_id).unwrap_or_else(|error| {
+        // Copies are recognised again when the trace is read; only the count may be off.
+        tracing::warn!(trace_id = %trace.trace_id, %error, "archived fragments cannot be compared with late spans");
+        Vec::new()
+    });
+    let mut identities = Vec::new();
+    for fragment in fragments {
+        let result = ingest_otlp::visit_spans(&fragment.otlp, &mut |_, _, span| {
+            identities.push(ingest_otlp::identity(span));
+        });
+        if let Err(error) = result {
+            tracing::error!(trace_id = %trace.trace_id, %error, "archived fragment cannot be read");
+        }
+    }
+    identities
+}

@@ -1,0 +1,545 @@
+//! The configuration: one YAML file, every key with a default, unknown keys refused with their place and the nearest name.
+//!
+//! What was typed becomes what is meant here, once: rooms receive checked values and never a string.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ingest_aggregator::{Limits, ShardConfig, Timing};
+use ingest_receiver::ReceiverConfig;
+use ingest_sampler::{Policy, SlowPolicy};
+use serde::{Deserialize, Deserializer};
+use store_model::Threshold;
+
+/// Smallest journal segment that makes sense: one maximal request fits.
+const SEGMENT_BYTES_MIN: u64 = 1 << 20;
+
+/// Shares of the memory budget. What is left is for receive buffers, the archive's open segments and queries.
+const LIVE_SHARE: f64 = 0.25;
+const BODIES_SHARE: f64 = 0.40;
+
+/// The whole file.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Config {
+    /// Where everything lies that must outlive the process. Default: `./sluicebox-data`.
+    pub(crate) data_dir: Option<PathBuf>,
+    pub(crate) receivers: Receivers,
+    pub(crate) journal: Journal,
+    pub(crate) aggregator: Aggregator,
+    pub(crate) sampling: Sampling,
+    pub(crate) archive: Archive,
+    pub(crate) query: Query,
+    pub(crate) admin: Admin,
+    pub(crate) memory: Memory,
+}
+
+/// Where spans come in.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Receivers {
+    pub(crate) otlp: Otlp,
+    /// Ingest cores: journal partitions and shards alike. 0 means as many as the affinity mask allows. Fixed by the data
+    /// directory once it exists.
+    pub(crate) cores: u16,
+    /// Tenants beyond this many are refused, so that invented names cannot grow memory.
+    pub(crate) max_tenants: usize,
+    /// Distinct service and span names that sampling tells apart; later ones share one name for sampling (and keep their
+    /// own in what is stored).
+    pub(crate) max_names: usize,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Otlp {
+    pub(crate) protocols: Protocols,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Protocols {
+    pub(crate) grpc: Grpc,
+    pub(crate) http: Http,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Grpc {
+    pub(crate) enabled: bool,
+    pub(crate) endpoint: SocketAddr,
+    /// After decompression. OTLP advises 64 MiB.
+    pub(crate) max_recv_msg_size: Size,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Http {
+    pub(crate) enabled: bool,
+    pub(crate) endpoint: SocketAddr,
+}
+
+/// The journal of what arrived.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Journal {
+    /// When a request is answered: `local` after fdatasync, `memory` at once (a crash loses what was not written yet).
+    pub(crate) ack: Ack,
+    /// Requests are written together: at the latest after this long, or at `group_bytes`.
+    pub(crate) group_interval: Span,
+    pub(crate) group_bytes: Size,
+    pub(crate) segment_bytes: Size,
+    /// Requests waiting for the journal, per core. Beyond it clients are asked to come back later.
+    pub(crate) queue_bytes: Size,
+    pub(crate) retention: Retention,
+}
+
+/// The acknowledgement levels of this version.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Ack {
+    Memory,
+    #[default]
+    Local,
+}
+
+/// How long data stays: whichever limit comes first.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Retention {
+    pub(crate) max_age: Span,
+    pub(crate) max_bytes: Size,
+}
+
+/// When a trace is finished.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Aggregator {
+    pub(crate) quiet_after_root: Span,
+    pub(crate) idle_timeout: Span,
+    pub(crate) trace_timeout: Span,
+    pub(crate) max_spans_per_trace: u32,
+}
+
+/// What is kept.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Sampling {
+    /// The fair share of all traces, 0 to 1.
+    pub(crate) head_probability: f64,
+    pub(crate) keep_errors: bool,
+    pub(crate) slow: Slow,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Slow {
+    pub(crate) enabled: bool,
+    pub(crate) quantile: f64,
+    /// Never slow below this.
+    pub(crate) floor: Span,
+    /// Roots of an operation before its quantile counts.
+    pub(crate) min_count: u64,
+    /// Slow above this while no quantile is known.
+    pub(crate) fallback: Span,
+    pub(crate) window: Span,
+    pub(crate) max_operations: usize,
+}
+
+/// Where kept traces lie.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Archive {
+    /// The open segment is sealed at this size or age.
+    pub(crate) open_bytes: Size,
+    pub(crate) open_age: Span,
+    pub(crate) zstd_level: i32,
+    pub(crate) retention: Retention,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Query {
+    pub(crate) endpoint: SocketAddr,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Admin {
+    pub(crate) endpoint: SocketAddr,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Memory {
+    /// Budget for live traces, their bodies, buffers and open segments. Default: a quarter of the machine's memory.
+    pub(crate) limit: Option<Size>,
+}
+
+const fn loopback(port: u16) -> SocketAddr {
+    SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), port)
+}
+
+impl Default for Receivers {
+    fn default() -> Self {
+        Self { otlp: Otlp::default(), cores: 0, max_tenants: 1_000, max_names: 100_000 }
+    }
+}
+
+impl Default for Grpc {
+    fn default() -> Self {
+        Self { enabled: true, endpoint: loopback(4317), max_recv_msg_size: Size(64 << 20) }
+    }
+}
+
+impl Default for Http {
+    fn default() -> Self {
+        Self { enabled: true, endpoint: loopback(4318) }
+    }
+}
+
+impl Default for Journal {
+    fn default() -> Self {
+        Self {
+            ack: Ack::Local,
+            group_interval: Span(Duration::from_millis(5)),
+            group_bytes: Size(1 << 20),
+            segment_bytes: Size(256 << 20),
+            queue_bytes: Size(64 << 20),
+            retention: Retention::default(),
+        }
+    }
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        Self { max_age: Span(Duration::from_hours(24)), max_bytes: Size(20 << 30) }
+    }
+}
+
+impl Default for Aggregator {
+    fn default() -> Self {
+        let Timing { quiet_after_root, idle_timeout, trace_timeout } = Timing::default();
+        Self {
+            quiet_after_root: Span(quiet_after_root),
+            idle_timeout: Span(idle_timeout),
+            trace_timeout: Span(trace_timeout),
+            max_spans_per_trace: Limits::default().trace_spans_max,
+        }
+    }
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Self { head_probability: 0.01, keep_errors: true, slow: Slow::default() }
+    }
+}
+
+impl Default for Slow {
+    fn default() -> Self {
+        let SlowPolicy { quantile, floor, count_min, fallback, window, operations_max } =
+            SlowPolicy::default();
+        Self {
+            enabled: true,
+            quantile,
+            floor: Span(floor),
+            min_count: count_min,
+            fallback: Span(fallback),
+            window: Span(window),
+            max_operations: operations_max,
+        }
+    }
+}
+
+impl Default for Archive {
+    fn default() -> Self {
+        let two_weeks = Duration::from_hours(14 * 24);
+        Self {
+            open_bytes: Size(64 << 20),
+            open_age: Span(Duration::from_secs(300)),
+            zstd_level: 3,
+            retention: Retention { max_age: Span(two_weeks), max_bytes: Size(100 << 30) },
+        }
+    }
+}
+
+impl Default for Query {
+    fn default() -> Self {
+        Self { endpoint: loopback(4320) }
+    }
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Self { endpoint: loopback(4319) }
+    }
+}
+
+/// What is wrong with a configuration file, ready to be shown.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("cannot read {path}: {source}")]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("{path}: {message}")]
+    Parse { path: PathBuf, message: String },
+    #[error("{key}: {problem}")]
+    Value { key: &'static str, problem: String },
+}
+
+impl Config {
+    /// Reads and checks a file; `None` means all defaults.
+    pub(crate) fn load(path: Option<&Path>) -> Result<Self, Error> {
+        let config = match path {
+            None => Self::default(),
+            Some(path) => {
+                let text = std::fs::read_to_string(path)
+                    .map_err(|source| Error::Read { path: path.to_owned(), source })?;
+                Self::parse(&text).map_err(|message| Error::Parse { path: path.to_owned(), message })?
+            }
+        };
+        config.check()?;
+        Ok(config)
+    }
+
+    fn parse(text: &str) -> Result<Self, String> {
+        serde_saphyr::from_str(text).map_err(|error| {
+            let hint = nearest_name(&error.without_snippet().to_string());
+            format!("{error}{}", hint.map(|name| format!("\n  did you mean `{name}`?")).unwrap_or_default())
+        })
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        let wrong = |key, problem: &str| Err(Error::Value { key, problem: problem.to_owned() });
+        if !(0.0..=1.0).contains(&self.sampling.head_probability) {
+            return wrong(
+                "sampling.head_probability",
+                "must lie between 0 and 1 (0.01 keeps one trace in a hundred)",
+            );
+        }
+        if !(0.5..1.0).contains(&self.sampling.slow.quantile) {
+            return wrong(
+                "sampling.slow.quantile",
+                "must lie between 0.5 and 1 (0.95 keeps the slowest 5 %)",
+            );
+        }
+        if self.journal.segment_bytes.0 < SEGMENT_BYTES_MIN {
+            return wrong("journal.segment_bytes", "must be at least 1MiB");
+        }
+        if self.journal.group_interval.0 > Duration::from_secs(1) {
+            return wrong("journal.group_interval", "must be at most 1s: senders wait for it");
+        }
+        if !(1..=19).contains(&self.archive.zstd_level) {
+            return wrong("archive.zstd_level", "must lie between 1 and 19");
+        }
+        if self.memory.limit.is_some_and(|limit| limit.0 < 64 << 20) {
+            return wrong("memory.limit", "must be at least 64MiB");
+        }
+        if self.receivers.cores > 1_024 {
+            return wrong("receivers.cores", "must be at most 1024");
+        }
+        if self.aggregator.max_spans_per_trace == 0 {
+            return wrong("aggregator.max_spans_per_trace", "must be at least 1");
+        }
+        Ok(())
+    }
+
+    /// What the receiver is told.
+    pub(crate) fn receiver(&self, cores: u16, memory_bytes: u64) -> ReceiverConfig {
+        let Protocols { grpc, http } = &self.receivers.otlp.protocols;
+        // An eighth of the budget, as design section 5 leaves for buffers; never less than two maximal requests.
+        let in_flight = (memory_bytes / 8).max(2 * grpc.max_recv_msg_size.0);
+        ReceiverConfig {
+            grpc: grpc.enabled.then_some(grpc.endpoint),
+            http: http.enabled.then_some(http.endpoint),
+            request_bytes_max: to_usize(grpc.max_recv_msg_size.0),
+            inflight_bytes_max: to_usize(in_flight),
+            cores: usize::from(cores),
+            ..ReceiverConfig::default()
+        }
+    }
+
+    /// What each of `shards` shards is told.
+    pub(crate) fn shard(&self, shards: u16, memory_bytes: u64) -> ShardConfig {
+        let Sampling { head_probability, keep_errors, slow } = &self.sampling;
+        let Aggregator { quiet_after_root, idle_timeout, trace_timeout, max_spans_per_trace } =
+            &self.aggregator;
+        // Every shard holds (a reference to) nearly every body, so the bodies' share is not divided.
+        ShardConfig {
+            partitions: shards,
+            policy: Policy {
+                head: Threshold::from_probability(*head_probability),
+                keep_errors: *keep_errors,
+                keep_slow: slow.enabled,
+            },
+            slow: SlowPolicy {
+                quantile: slow.quantile,
+                floor: slow.floor.0,
+                count_min: slow.min_count,
+                fallback: slow.fallback.0,
+                window: slow.window.0,
+                operations_max: slow.max_operations,
+            },
+            timing: Timing {
+                quiet_after_root: quiet_after_root.0,
+                idle_timeout: idle_timeout.0,
+                trace_timeout: trace_timeout.0,
+            },
+            limits: Limits {
+                live_bytes_max: share(memory_bytes / u64::from(shards), LIVE_SHARE),
+                body_bytes_max: share(memory_bytes, BODIES_SHARE),
+                trace_spans_max: *max_spans_per_trace,
+                ..Limits::default()
+            },
+        }
+    }
+}
+
+fn to_usize(bytes: u64) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX)
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "a share of a budget is smaller than the budget")]
+#[expect(clippy::cast_sign_loss, reason = "both factors are positive")]
+#[expect(clippy::cast_precision_loss, reason = "a budget needs no 53rd bit")]
+fn share(bytes: u64, part: f64) -> usize {
+    (bytes as f64 * part) as usize
+}
+
+/// Of "unknown field `x`, expected one of a, b" the name that `x` was probably meant to be.
+fn nearest_name(message: &str) -> Option<String> {
+    let (unknown, rest) = message.split_once("unknown field `")?.1.split_once('`')?;
+    let names = rest
+        .split(" at line ")
+        .next()?
+        .trim_start_matches(", expected one of ")
+        .trim_start_matches(", expected ");
+    let names = names.split([',', ' ']).map(|name| name.trim_matches('`')).filter(|name| !name.is_empty());
+    let scored = names.map(|name| (strsim::damerau_levenshtein(unknown, name), name));
+    scored.min().filter(|(distance, _)| *distance <= 3).map(|(_, name)| name.to_owned())
+}
+
+/// A number of bytes: `512`, `64KiB`, `1MiB`, `20GiB`, also `KB`, `MB`, `GB` (powers of ten).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Size(pub(crate) u64);
+
+/// A span of time: `5ms`, `2s`, `1m`, `24h`, `14d`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Span(pub(crate) Duration);
+
+fn split_unit(text: &str) -> Option<(u64, &str)> {
+    let text = text.trim();
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let number = text[..digits].parse().ok()?;
+    Some((number, text[digits..].trim()))
+}
+
+impl Size {
+    fn parse(text: &str) -> Option<Self> {
+        let (number, unit) = split_unit(text)?;
+        let factor: u64 = match unit {
+            "" | "B" => 1,
+            "KiB" => 1 << 10,
+            "MiB" => 1 << 20,
+            "GiB" => 1 << 30,
+            "TiB" => 1 << 40,
+            "KB" => 1_000,
+            "MB" => 1_000_000,
+            "GB" => 1_000_000_000,
+            "TB" => 1_000_000_000_000,
+            _ => return None,
+        };
+        number.checked_mul(factor).map(Self)
+    }
+}
+
+impl Span {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let (number, unit) = split_unit(text)?;
+        let unit = match unit {
+            "us" | "µs" => Duration::from_micros(1),
+            "ms" => Duration::from_millis(1),
+            "s" => Duration::from_secs(1),
+            "m" => Duration::from_mins(1),
+            "h" => Duration::from_hours(1),
+            "d" => Duration::from_hours(24),
+            _ => return None,
+        };
+        unit.checked_mul(u32::try_from(number).ok()?).map(Self)
+    }
+}
+
+struct TextVisitor<T> {
+    parse: fn(&str) -> Option<T>,
+    wanted: &'static str,
+}
+
+impl<T> serde::de::Visitor<'_> for TextVisitor<T> {
+    type Value = T;
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.wanted)
+    }
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<T, E> {
+        (self.parse)(text).ok_or_else(|| E::custom(format!("`{text}` is not {}", self.wanted)))
+    }
+}
+
+impl<'de> Deserialize<'de> for Size {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let wanted = "a size such as 64MiB or 20GiB";
+        deserializer.deserialize_str(TextVisitor { parse: Self::parse, wanted })
+    }
+}
+
+impl<'de> Deserialize<'de> for Span {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let wanted = "a span of time such as 5ms, 30s, 5m, 24h or 14d";
+        deserializer.deserialize_str(TextVisitor { parse: Self::parse, wanted })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(text: &str) -> String {
+        match Config::parse(text) {
+            Err(message) => message,
+            Ok(config) => config.check().unwrap_err().to_string(),
+        }
+    }
+
+    #[test]
+    fn an_empty_file_means_all_defaults() {
+        let config = Config::parse("").unwrap();
+        config.check().unwrap();
+        assert_eq!(config.query.endpoint.port(), 4320);
+        assert_eq!(config.journal.ack, Ack::Local);
+    }
+
+    #[test]
+    fn a_typo_is_refused_with_its_place_and_the_nearest_name() {
+        let message = refusal("sampling:\n  head_probabilty: 0.1\n");
+        assert!(message.contains("line 2 column 3"), "{message}");
+        assert!(message.contains("did you mean `head_probability`?"), "{message}");
+        let message = refusal("receivers:\n  otlp:\n    protocols:\n      grcp: {}\n");
+        assert!(message.contains("line 4") && message.contains("did you mean `grpc`?"), "{message}");
+    }
+
+    #[test]
+    fn a_wrong_value_is_refused_with_what_would_be_right() {
+        assert!(refusal("journal:\n  group_interval: 5\n").contains("a span of time such as 5ms"));
+        assert!(refusal("journal:\n  segment_bytes: 12 bananas\n").contains("a size such as 64MiB"));
+        assert!(refusal("sampling:\n  head_probability: 1.5\n").contains("between 0 and 1"));
+        assert!(refusal("journal:\n  ack: disk\n").contains("line 2"));
+    }
+
+    #[test]
+    fn units_mean_what_they_say() {
+        assert_eq!(Size::parse("64MiB"), Some(Size(64 << 20)));
+        assert_eq!(Size::parse("2 GB"), Some(Size(2_000_000_000)));
+        assert_eq!(Size::parse("-1"), None);
+        assert_eq!(Span::parse("14d"), Some(Span(Duration::from_hours(336))));
+        assert_eq!(Span::parse("99999999999d"), None);
+    }
+}

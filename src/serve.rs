@@ -1,0 +1,148 @@
+//! `sluicebox serve`: the appliance in the foreground until it is told to stop.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use query_api::{Service, StatusSource};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+use crate::appliance::Appliance;
+use crate::cli::ServeArgs;
+use crate::config::Config;
+use crate::recover::write_durably;
+use crate::{demo, telemetry};
+
+/// Threads for questions and the admin port. Ingest has its own and is never stalled by these.
+const QUERY_THREADS: usize = 2;
+
+/// Where data lies when nobody says.
+const DATA_DIR: &str = "sluicebox-data";
+
+/// Where everything listens, port 0 resolved; also written to `<data-dir>/endpoints.json`.
+#[derive(Clone, Debug, serde::Serialize)]
+pub(crate) struct Listening {
+    pub(crate) otlp_grpc: Option<SocketAddr>,
+    pub(crate) otlp_http: Option<SocketAddr>,
+    pub(crate) admin: SocketAddr,
+    pub(crate) query: SocketAddr,
+}
+
+/// Runs the appliance. Exit code 2 for a wrong configuration, 1 for anything else that keeps it from running.
+pub(crate) fn run(args: &ServeArgs) -> ExitCode {
+    let config = match Config::load(args.config.as_deref()) {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("sluicebox: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    telemetry::init_logging(args.log_json);
+    match serve(args, &config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("sluicebox: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The data directory: the command line, else the file, else the default.
+pub(crate) fn data_dir(argument: Option<&Path>, config: &Config) -> PathBuf {
+    argument.map(Path::to_owned).or_else(|| config.data_dir.clone()).unwrap_or_else(|| DATA_DIR.into())
+}
+
+fn serve(args: &ServeArgs, config: &Config) -> Result<(), Box<dyn std::error::Error>> {
+    let data_dir = data_dir(args.data_dir.as_deref(), config);
+    let appliance = Appliance::start(config, &data_dir)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(QUERY_THREADS)
+        .thread_name("query")
+        .enable_all()
+        .build()?;
+    let result = runtime.block_on(listen(args, config, &data_dir, &appliance));
+    tracing::info!("stopping: no new requests, those in flight are finished");
+    appliance.stop();
+    tracing::info!("stopped, everything is durable");
+    result
+}
+
+async fn listen(
+    args: &ServeArgs,
+    config: &Config,
+    data_dir: &Path,
+    appliance: &Appliance,
+) -> Result<(), Box<dyn std::error::Error>> {
+    let query = bind("query.endpoint", config.query.endpoint).await?;
+    let admin = bind("admin.endpoint", config.admin.endpoint).await?;
+    let listening = Listening {
+        otlp_grpc: appliance.otlp_grpc(),
+        otlp_http: appliance.otlp_http(),
+        admin: admin.local_addr()?,
+        query: query.local_addr()?,
+    };
+    let (stop, stopped) = watch::channel(false);
+    let wait = |mut stopped: watch::Receiver<bool>| async move {
+        // The sender only goes away when everything ends, which is a stop as well.
+        let _gone = stopped.wait_for(|&stop| stop).await;
+    };
+    let board: Arc<dyn StatusSource> = Arc::clone(&appliance.board) as _;
+    let service = Service::new(Arc::clone(&appliance.engine), board);
+    let queries = tokio::spawn(query_api::serve(query, service, wait(stopped.clone())));
+    let router = telemetry::router(Arc::clone(&appliance.board));
+    let admins =
+        tokio::spawn(async move { axum::serve(admin, router).with_graceful_shutdown(wait(stopped)).await });
+    write_durably(&data_dir.join("endpoints.json"), serde_json::to_string_pretty(&listening)?.as_bytes())?;
+    greet(&listening, data_dir);
+    let demo = args.demo.then(|| tokio::spawn(demo::run(listening.clone(), args.demo_seconds)));
+    wait_for_signal().await?;
+    if let Some(demo) = demo {
+        demo.abort();
+    }
+    stop.send(true)?;
+    queries.await??;
+    admins.await??;
+    Ok(())
+}
+
+async fn bind(key: &str, address: SocketAddr) -> Result<TcpListener, String> {
+    let problem = |error| format!("cannot listen on {address} ({error}); set {key} to a free address");
+    TcpListener::bind(address).await.map_err(problem)
+}
+
+async fn wait_for_signal() -> std::io::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
+
+fn greet(listening: &Listening, data_dir: &Path) {
+    let Listening { otlp_grpc, otlp_http, admin, query } = listening;
+    let address =
+        |address: &Option<SocketAddr>| address.map_or("off".to_owned(), |address| address.to_string());
+    println!(
+        "sluicebox {} is running, data in {}\n\
+         \n  \
+           OTLP/gRPC  {}\n  \
+           OTLP/HTTP  {}   (POST /v1/traces)\n  \
+           queries    {query}   (gRPC, reflection on)\n  \
+           admin      http://{admin}/metrics  /healthz  /readyz\n\
+         \n\
+         Try next:\n  \
+           OTEL_EXPORTER_OTLP_ENDPOINT=http://{} <your instrumented program>\n  \
+           sluicebox status\n  \
+           sluicebox search --status error\n  \
+           sluicebox trace <id>",
+        env!("CARGO_PKG_VERSION"),
+        data_dir.display(),
+        address(otlp_grpc),
+        address(otlp_http),
+        address(otlp_grpc),
+    );
+}
