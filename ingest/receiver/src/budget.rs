@@ -41,6 +41,14 @@ impl Permit {
         self.budget.bytes_max.saturating_sub(self.budget.used())
     }
 
+    /// The refusal of something larger than `room`: for good if nobody else holds a byte, else for now.
+    pub(crate) fn refusal_beyond(&self, room: usize) -> Refusal {
+        if room.saturating_add(self.bytes) >= self.budget.bytes_max {
+            return Refusal::too_large(room);
+        }
+        Refusal::no_room()
+    }
+
     /// Takes `bytes` more. Refuses for good what would not fit an empty budget either, else for now.
     pub(crate) fn grow(&mut self, bytes: usize) -> Result<(), Refusal> {
         let bytes_max = self.budget.bytes_max;
@@ -89,6 +97,8 @@ mod tests {
         assert_eq!((one.room(), metrics.snapshot().inflight_bytes), (0, 100));
         drop(one);
         assert_eq!((other.room(), metrics.snapshot().inflight_bytes), (60, 40));
+        assert_eq!(other.refusal_beyond(60).reason, Reason::TooLarge);
+        assert_eq!(other.refusal_beyond(59).reason, Reason::Overloaded, "somebody else held a byte");
         assert_eq!(
             other.grow(61).unwrap_err().reason,
             Reason::TooLarge,

@@ -180,8 +180,7 @@ fn decompressed(
     let room = permit.room();
     match decompress(encoding, stored, bytes_max.min(room)) {
         Ok(body) => permit.grow(body.len()).map(|()| body),
-        // Too large for what is free now is not too large for good.
-        Err(error) if error.is_too_large() && room < bytes_max => Err(Refusal::no_room()),
+        Err(error) if error.is_too_large() && room < bytes_max => Err(permit.refusal_beyond(room)),
         Err(error) if error.is_too_large() => Err(Refusal::too_large(bytes_max)),
         Err(error) => Err(malformed(&error)),
     }

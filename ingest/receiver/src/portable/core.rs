@@ -31,6 +31,10 @@ use crate::request::{self, Head, Opened};
 /// A body must advance this much per second, or its sender is holding memory hostage.
 const BODY_BYTES_PER_SECOND_MIN: u64 = 1 << 10;
 
+/// What a request costs beside its body: its task and its stream. Counted too, or a sender could hold as many requests
+/// without a body as it likes.
+const REQUEST_BYTES: usize = 4 << 10;
+
 /// What all cores share.
 pub(crate) struct Shared {
     pub(crate) config: ReceiverConfig,
@@ -116,8 +120,11 @@ impl Core {
         self.shared.metrics.of(protocol)
     }
 
-    pub(crate) fn permit(&self) -> Permit {
-        self.shared.budget.permit()
+    /// The permit of a request whose head was accepted.
+    pub(crate) fn permit(&self) -> Result<Permit, Refusal> {
+        let mut permit = self.shared.budget.permit();
+        permit.grow(REQUEST_BYTES)?;
+        Ok(permit)
     }
 
     /// Whether to read a body at all.

@@ -24,7 +24,7 @@ pub(crate) async fn answer(core: &Core, request: Request<Incoming>) -> Response<
 async fn receive(core: &Core, request: Request<Incoming>) -> Result<(Head, bytes::Bytes, Permit), Refusal> {
     let head = Head::of_grpc(request.method(), request.uri().path(), request.headers())?;
     core.admit()?;
-    let mut message = GrpcMessage::new(core.shared.config.request_bytes_max, core.permit());
+    let mut message = GrpcMessage::new(core.shared.config.request_bytes_max, core.permit()?);
     let mut body = request.into_body();
     core.read(Protocol::Grpc, &mut body, |piece| message.push(piece)).await?;
     let (compressed, stored, permit) = message.finish()?;

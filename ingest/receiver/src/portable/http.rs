@@ -46,7 +46,7 @@ async fn receive(
 ) -> Result<(Head, bytes::Bytes, Permit), Refusal> {
     let head = Head::of_http(&parts.method, parts.uri.path(), &parts.headers, form)?;
     core.admit()?;
-    let mut buffer = Buffer::new(head.declared, core.shared.config.request_bytes_max, core.permit())?;
+    let mut buffer = Buffer::new(head.declared, core.shared.config.request_bytes_max, core.permit()?)?;
     core.read(Protocol::Http, body, |piece| buffer.push(piece)).await?;
     let (stored, permit) = buffer.finish();
     Ok((head, stored, permit))
