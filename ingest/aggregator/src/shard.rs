@@ -197,6 +197,8 @@ impl Shard {
             counts.refused += u64::from(refused);
         }
         let mut undecided = 0;
+        // Senders batch the spans of a trace in a row, so that most look-ups are of the span before.
+        let mut latest: Option<(ShardKey, u32)> = None;
         for span in &summaries {
             let key = (tenant, span.trace_id);
             if seen_before
@@ -205,7 +207,10 @@ impl Shard {
                 continue;
             }
             undecided += 1;
-            self.take_span(key, partition, offset, span, now);
+            match latest {
+                Some((known, slot)) if known == key => self.append(slot, partition, offset, span, now),
+                _ => latest = self.take_span(key, partition, offset, span, now).map(|slot| (key, slot)),
+            }
         }
         self.bodies[usize::from(partition.0)].push(offset, tenant, body, undecided);
         self.bodies[usize::from(partition.0)].evict_to(self.config.limits.body_bytes_max);
@@ -340,6 +345,8 @@ impl Shard {
         number
     }
 
+    /// Adds a span to its live trace, opened if need be, and returns the trace's slot; `None` when the span is late and
+    /// waits for the end of the turn.
     fn take_span(
         &mut self,
         key: ShardKey,
@@ -347,7 +354,7 @@ impl Shard {
         offset: Offset,
         span: &SpanSummary,
         now: Monotonic,
-    ) {
+    ) -> Option<u32> {
         let slot = match self.table.find(key) {
             Some(slot) => slot,
             None => match self.remembered.kept(key) {
@@ -355,12 +362,13 @@ impl Shard {
                 // An error reopens a trace that was let go: what is left of it is kept.
                 None if !span.flags.has(SpanFlags::ERROR) && self.remembered.was_dropped(key) => {
                     self.turn.late.push((key, partition, offset, *span));
-                    return;
+                    return None;
                 }
                 None => self.open(key, span, None, now),
             },
         };
         self.append(slot, partition, offset, span, now);
+        Some(slot)
     }
 
     fn open(

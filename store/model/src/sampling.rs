@@ -164,10 +164,13 @@ impl OtState {
     }
 }
 
-/// Writes `threshold` into the `ot` entry of `trace_state`: `th` first, `rv` and foreign sub-keys verbatim, `ot` moved
+/// Writes what is left of a span after a stage of `threshold`: stages only ever raise T, so `th` becomes the larger of
+/// `threshold` and what earlier stages wrote. `th` stands first, `rv` and foreign sub-keys verbatim, `ot` moved
 /// to the front as W3C asks of a changed member, other vendors' members in their order.
 #[must_use]
 pub fn with_threshold(trace_state: &str, threshold: Threshold) -> String {
+    let earlier = OtState::parse(trace_state).threshold.unwrap_or(Threshold::ALWAYS);
+    let threshold = threshold.and(earlier);
     let members: Vec<&str> = trace_state
         .split(',')
         .map(|member| member.trim_matches([' ', '\t']))
@@ -242,7 +245,8 @@ mod tests {
         fn any_tracestate_is_read_without_panic(text in ".{0,300}", bits in 0u64..(1 << 56)) {
             let _state = OtState::parse(&text);
             let written = with_threshold(&text, Threshold::from_bits(bits));
-            prop_assert_eq!(OtState::parse(&written).threshold, Some(Threshold::from_bits(bits)));
+            let earlier = OtState::parse(&text).threshold.unwrap_or(Threshold::ALWAYS);
+            prop_assert_eq!(OtState::parse(&written).threshold, Some(Threshold::from_bits(bits).and(earlier)));
         }
 
         #[test]
