@@ -20,6 +20,8 @@ pub(crate) struct Claim {
     pub(crate) spans_acknowledged: u32,
     /// A span with an error was acknowledged: it must be kept.
     pub(crate) error: bool,
+    /// That span came late, when the rest of its trace may have been let go already.
+    pub(crate) late_error: bool,
     /// Its root was acknowledged and took seconds: it should be kept.
     pub(crate) slow: bool,
     /// It is none of these by what was sent, and all of it was acknowledged.
@@ -30,14 +32,15 @@ pub(crate) struct Claim {
 pub(crate) fn claims(plan: &Plan, delivery: &Delivery) -> Vec<Claim> {
     let group = plan.group(delivery.group);
     let mut claims = vec![Claim::default(); group.traces.len()];
-    for (body, &acknowledged) in group.bodies.iter().zip(&delivery.acknowledged) {
-        if !acknowledged {
+    for (number, body) in group.bodies.iter().enumerate() {
+        if !delivery.acknowledged[number] {
             continue;
         }
         for slot in &body.spans {
             let claim = &mut claims[slot.trace as usize];
             claim.spans_acknowledged += 1;
             claim.error |= slot.is_error();
+            claim.late_error |= slot.is_error() && plan.is_late(number);
             claim.slow |= slot.is_root() && group.traces[slot.trace as usize].traits.slow;
         }
     }
@@ -53,17 +56,19 @@ pub(crate) fn claims(plan: &Plan, delivery: &Delivery) -> Vec<Claim> {
 pub(crate) struct SentSpan<'a> {
     bytes: Vec<u8>,
     resource: &'a [u8],
-    /// Its request was acknowledged; otherwise it may be there or not.
-    acknowledged: bool,
+    /// It must be there; otherwise it may be there or not.
+    required: bool,
 }
 
-/// The spans of trace `index` of a delivery, by span id.
+/// The spans of trace `index` of a delivery, by span id. Required is what was acknowledged; but when the error of a
+/// trace comes late, the decision may have let the others go, so then only what came late is.
 pub(crate) fn sent_spans<'a>(
     plan: &'a Plan,
     delivery: &Delivery,
     index: u32,
 ) -> HashMap<[u8; 8], SentSpan<'a>> {
     let mut spans = HashMap::new();
+    let late_error = claims(plan, delivery)[index as usize].late_error;
     for (number, template) in plan.group(delivery.group).bodies.iter().enumerate() {
         let mut slots = template.spans.iter().filter(|slot| slot.trace == index).peekable();
         if !delivery.sent[number] || slots.peek().is_none() {
@@ -74,7 +79,7 @@ pub(crate) fn sent_spans<'a>(
             let sent = SentSpan {
                 bytes: slot.of(&body).to_vec(),
                 resource: &plan.resources[usize::from(slot.resource)],
-                acknowledged: delivery.acknowledged[number],
+                required: delivery.acknowledged[number] && (plan.is_late(number) || !late_error),
             };
             spans.insert(slot.span_id(&body), sent);
         }
@@ -111,7 +116,7 @@ impl Findings {
     }
 }
 
-/// Compares an answer's `TracesData` with what was sent. `whole` says that everything acknowledged must be there.
+/// Compares an answer's `TracesData` with what was sent. `whole` says that everything required must be there.
 ///
 /// # Errors
 /// [`Error::Malformed`] when the answer is no `TracesData`.
@@ -145,7 +150,7 @@ pub(crate) fn compare(
         }
     }
     if whole {
-        let missing = sent.iter().filter(|(id, span)| span.acknowledged && !seen.contains_key(*id));
+        let missing = sent.iter().filter(|(id, span)| span.required && !seen.contains_key(*id));
         findings.spans_missing = missing.count() as u64;
     }
     Ok(findings)
@@ -192,7 +197,13 @@ impl Share {
         let middle = share + Z * Z / (2.0 * n);
         let spread = Z * (share * (1.0 - share) / n + Z * Z / (4.0 * n * n)).sqrt();
         let scale = 1.0 + Z * Z / n;
-        Self { count, of, share, low: ((middle - spread) / scale).max(0.0), high: (middle + spread) / scale }
+        Self {
+            count,
+            of,
+            share,
+            low: ((middle - spread) / scale).max(0.0),
+            high: ((middle + spread) / scale).min(1.0),
+        }
     }
 
     /// Whether `expected` may be the true share.
@@ -302,6 +313,20 @@ pub(crate) mod tests {
         assert!(all.iter().any(|claim| claim.error) && all.iter().any(|claim| claim.slow));
         let none = claims(&plan, &delivery(&plan, false));
         assert!(none.iter().all(|claim| *claim == Claim::default()));
+    }
+
+    #[test]
+    fn an_error_that_comes_late_saves_itself_but_not_what_was_let_go() {
+        let plan = Plan::new(PlanOptions { errors: 0.5, late: 1.0, ..options(Shape::S) }).unwrap();
+        let delivery = Delivery { group: 0, ..delivery(&plan, true) };
+        let claims = claims(&plan, &delivery);
+        let find =
+            |late: bool| claims.iter().position(|claim| claim.error && claim.late_error == late).unwrap();
+        for (late, missing) in [(true, 1), (false, 8)] {
+            let sent = sent_spans(&plan, &delivery, u32::try_from(find(late)).unwrap());
+            let findings = compare(&sent, &encode_scope(), &[], true).unwrap();
+            assert_eq!((sent.len(), findings.spans_missing), (8, missing));
+        }
     }
 
     #[test]

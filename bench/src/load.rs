@@ -31,9 +31,9 @@ const DURATION_MAX: Duration = Duration::from_secs(3_600);
 /// Options of `load`.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
-    /// Where the receiver listens
-    #[arg(long, default_value = "127.0.0.1:4317")]
-    pub(crate) endpoint: String,
+    /// Where the receiver listens [default: 127.0.0.1:4317, over HTTP 127.0.0.1:4318]
+    #[arg(long)]
+    pub(crate) endpoint: Option<String>,
     /// OTLP/gRPC, or OTLP/HTTP with protobuf
     #[arg(long, value_enum, default_value = "grpc")]
     pub(crate) protocol: Protocol,
@@ -171,6 +171,14 @@ impl Args {
         by_traces.into_iter().chain(by_requests).min().unwrap_or(u64::MAX)
     }
 
+    fn endpoint(&self) -> String {
+        let default = match self.protocol {
+            Protocol::Grpc => "127.0.0.1:4317",
+            Protocol::Http => "127.0.0.1:4318",
+        };
+        self.endpoint.clone().unwrap_or_else(|| default.to_owned())
+    }
+
     fn duration(&self) -> Duration {
         let bounded = self.traces.is_some() || self.requests.is_some();
         let default = if bounded { DURATION_MAX } else { Duration::from_secs(10) };
@@ -271,7 +279,7 @@ pub(crate) fn run(args: &Args) -> Result<Report, Error> {
     let run = Arc::new(Run {
         source,
         target: Target {
-            endpoint: args.endpoint.clone(),
+            endpoint: args.endpoint(),
             protocol: args.protocol,
             tenant: args.tenant.clone(),
             compression: args.compression,

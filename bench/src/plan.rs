@@ -187,6 +187,11 @@ impl Plan {
         self.options.late > 0.0
     }
 
+    /// Whether body `number` of a group is the one of late spans.
+    pub(crate) fn is_late(&self, number: usize) -> bool {
+        self.has_late() && number + 1 == self.bodies_per_group()
+    }
+
     /// How many bodies a group has, the late one included.
     pub(crate) fn bodies_per_group(&self) -> usize {
         self.options.requests_per_group() as usize + usize::from(self.has_late())

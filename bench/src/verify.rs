@@ -73,6 +73,8 @@ pub(crate) struct Report {
     traces_acknowledged: u64,
     spans_acknowledged: u64,
     error_traces: u64,
+    /// Of those, traces whose error came late: only what came late must be there.
+    late_error_traces: u64,
     slow_traces: u64,
     /// Traces that were asked for and compared.
     traces_compared: u64,
@@ -212,6 +214,7 @@ async fn verify(args: &Args, sent: &Arc<Sent>) -> Result<Report, Error> {
         report.traces_acknowledged += u64::from(claim.spans_acknowledged > 0);
         report.spans_acknowledged += u64::from(claim.spans_acknowledged);
         report.error_traces += u64::from(claim.error);
+        report.late_error_traces += u64::from(claim.late_error);
         report.slow_traces += u64::from(claim.slow);
         if claim.error || (claim.slow && args.expect_slow) {
             must.push(id);
