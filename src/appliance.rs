@@ -366,8 +366,8 @@ impl Context<'_> {
         let mut bodies = self.bodies.clone();
         let open_floor = recover::rebuild_open_segment(&open, &mut archive, &mut bodies);
         self.totals.shard(id).extend(totals);
-        let partitions = (0..self.count).map(PartitionId);
-        started.watermarks.push(partitions.map(|partition| resume.watermark(partition)).collect());
+        let partitions = || (0..self.count).map(PartitionId);
+        started.watermarks.push(partitions().map(|partition| resume.watermark(partition)).collect());
         let published = Arc::new(Published::default());
         let (ask, asks) = mpsc::sync_channel::<Ask>(ASKS_MAX);
         let (turns, turns_out) = mpsc::sync_channel(TURNS_MAX);
@@ -375,7 +375,7 @@ impl Context<'_> {
             options: ArchiverOptions {
                 shard: id,
                 shards: self.count,
-                open_bytes: usize::try_from(self.config.archive.open_bytes.0).unwrap_or(usize::MAX),
+                open_bytes: self.config.open_segment_bytes(self.count, self.memory_bytes),
                 open_age: self.config.archive.open_age.0,
                 decisions: Retention { age_max: DECISIONS_AGE_MAX, bytes_max: u64::MAX },
                 archive_retention: Retention {
@@ -394,6 +394,8 @@ impl Context<'_> {
             gate: Arc::clone(&self.gate),
             refused: Arc::clone(&self.refused),
             open_floor,
+            frontier: partitions().map(|partition| resume.frontier(partition)).collect(),
+            watermark: partitions().map(|partition| resume.watermark(partition)).collect(),
         };
         let shard = ShardThread {
             id,
@@ -423,8 +425,14 @@ impl Context<'_> {
         for (open, queue) in partitions.into_iter().zip(queues) {
             let OpenPartition { id, writer, feeder } = open;
             let threads_of_shards = started.lines.iter().map(|line| line.thread.clone());
-            let outlets =
-                feeder.into_iter().zip(threads_of_shards).map(|(ring, thread)| Outlet { ring, thread });
+            let shards = threads_of_shards.zip(started.published.iter().cloned());
+            let ring_bytes_max = Config::ring_bytes_max(self.count, self.memory_bytes);
+            let outlets = feeder.into_iter().zip(shards).map(|(ring, (thread, published))| Outlet {
+                ring,
+                thread,
+                published,
+                ring_bytes_max,
+            });
             let mut feeder = Feeder { outlets: outlets.collect() };
             self.replay(id, &writer.reader(), started, &mut feeder);
             let journal = JournalThread {

@@ -14,7 +14,7 @@ use ingest_aggregator::{Gathered, KeptTrace, Turn, gather};
 use store_archive::settlement::{DroppedDecision, KeptDecision, Settlement};
 use store_archive::{Archive, ShardWriter};
 use store_log::{RealDisk, Retention, Sync, Writer};
-use store_model::{Monotonic, Offset, PartitionId, Reason, ShardId};
+use store_model::{Monotonic, Offset, PartitionId, Reason, ShardId, UnixNanos};
 
 use crate::bodies::JournalBodies;
 use crate::clock;
@@ -67,6 +67,9 @@ pub(crate) struct ArchiverThread {
     pub(crate) refused: Arc<RefusedLedger>,
     /// Per partition: the lowest record that the open segment would have to be gathered from again.
     pub(crate) open_floor: Vec<Option<Offset>>,
+    /// Those of the newest settled turn.
+    pub(crate) frontier: Vec<Offset>,
+    pub(crate) watermark: Vec<Offset>,
 }
 
 impl ArchiverThread {
@@ -76,6 +79,7 @@ impl ArchiverThread {
         let (mut last_commit, mut opened_at) = (clock::monotonic(), clock::monotonic());
         let mut last_expire = Monotonic(0);
         let mut is_last = false;
+        self.publish_floors();
         while !is_last {
             let mut turns = Vec::new();
             match self.turns.recv_timeout(COMMIT_INTERVAL) {
@@ -161,15 +165,22 @@ impl ArchiverThread {
                 shed: trace.shed,
             });
         }
+        drop(totals);
+        (self.frontier, self.watermark) = (turn.frontier, turn.watermark);
+        Settlement { kept, dropped, ..self.empty_settlement(turn.at) }
+    }
+
+    /// A settlement that names no trace, at the newest frontier.
+    fn empty_settlement(&self, at: UnixNanos) -> Settlement {
         Settlement {
             shard: self.options.shard,
             shards: self.options.shards,
-            at: turn.at,
-            frontier: turn.frontier,
-            watermark: turn.watermark,
+            at,
+            frontier: self.frontier.clone(),
+            watermark: self.watermark.clone(),
             counts: Vec::new(),
-            kept,
-            dropped,
+            kept: Vec::new(),
+            dropped: Vec::new(),
         }
     }
 
@@ -203,27 +214,31 @@ impl ArchiverThread {
             }
         }
         self.gate.open(&name);
-        let Some(last) = uncommitted.pop() else { return };
         uncommitted.clear();
-        self.publish_floors(&last.watermark);
+        self.publish_floors();
         self.retain_decisions();
     }
 
     /// Spans refused before the journal are counted by the first shard.
-    fn count_refused(&self, uncommitted: &mut [Settlement]) {
-        if self.options.shard != ShardId(0) || uncommitted.is_empty() {
+    fn count_refused(&self, uncommitted: &mut Vec<Settlement>) {
+        if self.options.shard != ShardId(0) {
             return;
         }
+        let refused = self.refused.drain();
+        if !refused.is_empty() && uncommitted.is_empty() {
+            uncommitted.push(self.empty_settlement(clock::unix()));
+        }
         let mut totals = self.totals.shard(self.options.shard);
-        for (tenant, spans) in self.refused.drain() {
+        for (tenant, spans) in refused {
             let counts = &mut totals.entry(tenant).or_default().counts;
             counts.arrived += spans;
             counts.refused += spans;
         }
     }
 
-    fn publish_floors(&self, watermark: &[Offset]) {
-        for ((&settled, open), partition) in watermark.iter().zip(&self.open_floor).zip(0..) {
+    /// Says what of the journal is still needed. Only after the newest settlement is durable.
+    fn publish_floors(&self) {
+        for ((&settled, open), partition) in self.watermark.iter().zip(&self.open_floor).zip(0..) {
             let floor = open.map_or(settled, |open| open.min(settled));
             self.floors.set(self.options.shard, PartitionId(partition), floor);
         }

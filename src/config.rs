@@ -19,6 +19,13 @@ const SEGMENT_BYTES_MIN: u64 = 1 << 20;
 /// Shares of the memory budget. What is left is for receive buffers, the archive's open segments and queries.
 const LIVE_SHARE: f64 = 0.25;
 const BODIES_SHARE: f64 = 0.40;
+const RINGS_SHARE: f64 = 0.05;
+const OPEN_SEGMENTS_SHARE: f64 = 0.10;
+const REMEMBERED_SHARE: f64 = 0.05;
+
+/// What a remembered decision costs, hash table included: kept ones exactly, dropped ones as fingerprints.
+const KEPT_MEMORY_BYTES: usize = 64;
+const DROPPED_MEMORY_BYTES: usize = 16;
 
 /// The whole file.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -359,11 +366,24 @@ impl Config {
         }
     }
 
+    /// Bytes that may wait in the rings of one shard.
+    pub(crate) fn ring_bytes_max(shards: u16, memory_bytes: u64) -> usize {
+        share(memory_bytes / u64::from(shards), RINGS_SHARE)
+    }
+
+    /// Bytes an open archive segment may have before it is sealed.
+    pub(crate) fn open_segment_bytes(&self, shards: u16, memory_bytes: u64) -> usize {
+        to_usize(self.archive.open_bytes.0).min(share(memory_bytes / u64::from(shards), OPEN_SEGMENTS_SHARE))
+    }
+
     /// What each of `shards` shards is told.
     pub(crate) fn shard(&self, shards: u16, memory_bytes: u64) -> ShardConfig {
         let Sampling { head_probability, keep_errors, slow } = &self.sampling;
         let Aggregator { quiet_after_root, idle_timeout, trace_timeout, max_spans_per_trace } =
             &self.aggregator;
+        let remembered = Limits::default();
+        // Two generations of each kind share what remembered decisions get.
+        let memory_each = share(memory_bytes / u64::from(shards), REMEMBERED_SHARE);
         // Every shard holds (a reference to) nearly every body, so the bodies' share is not divided.
         ShardConfig {
             partitions: shards,
@@ -389,7 +409,10 @@ impl Config {
                 live_bytes_max: share(memory_bytes / u64::from(shards), LIVE_SHARE),
                 body_bytes_max: share(memory_bytes, BODIES_SHARE),
                 trace_spans_max: *max_spans_per_trace,
-                ..Limits::default()
+                kept_remembered_max: remembered.kept_remembered_max.min(memory_each / 4 / KEPT_MEMORY_BYTES),
+                dropped_remembered_max: remembered
+                    .dropped_remembered_max
+                    .min(memory_each / 4 / DROPPED_MEMORY_BYTES),
             },
         }
     }

@@ -14,6 +14,7 @@ use store_model::{Monotonic, Offset, PartitionId, ShardId, SpanSummary};
 use crate::clock;
 use crate::gate::Gate;
 use crate::intake::{Queue, Submission, Taken};
+use crate::shards::{Published, batch_bytes};
 
 /// How long an idle thread waits before it looks after retention.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -53,6 +54,31 @@ impl Floors {
 pub(crate) struct Outlet {
     pub(crate) ring: Producer<Batch>,
     pub(crate) thread: std::thread::Thread,
+    pub(crate) published: Arc<Published>,
+    pub(crate) ring_bytes_max: usize,
+}
+
+impl Outlet {
+    /// Waits until the shard has room; false when it is gone.
+    fn push(&mut self, batch: Batch) -> bool {
+        let bytes = batch_bytes(&batch);
+        let mut batch = batch;
+        loop {
+            // A batch larger than the limit passes alone.
+            let waiting = self.published.ring_bytes.load(Ordering::Relaxed);
+            if waiting == 0 || waiting + bytes <= self.ring_bytes_max {
+                self.published.ring_bytes.fetch_add(bytes, Ordering::Relaxed);
+                let Err(rtrb::PushError::Full(back)) = self.ring.push(batch) else { return true };
+                self.published.ring_bytes.fetch_sub(bytes, Ordering::Relaxed);
+                batch = back;
+            }
+            if self.ring.is_abandoned() {
+                return false;
+            }
+            self.thread.unpark();
+            clock::sleep(RING_RETRY);
+        }
+    }
 }
 
 /// Hands the spans of a record to the shards that own them.
@@ -71,14 +97,8 @@ impl Feeder {
         {
             let refused = if shard == home { refused } else { 0 };
             let (tenant, body) = (tenant.clone(), body.clone());
-            let mut batch = Batch { partition, offset, tenant, body, refused, summaries };
-            while let Err(rtrb::PushError::Full(back)) = outlet.ring.push(batch) {
-                if outlet.ring.is_abandoned() {
-                    return;
-                }
-                batch = back;
-                outlet.thread.unpark();
-                clock::sleep(RING_RETRY);
+            if !outlet.push(Batch { partition, offset, tenant, body, refused, summaries }) {
+                return;
             }
         }
     }

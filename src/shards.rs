@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use ingest_aggregator::{Batch, Gauges, LiveSpans, Shard, Turn};
 use rtrb::Consumer;
-use store_model::{Monotonic, Offset, PartitionId, ShardId, Tenant, TraceId, UnixNanos};
+use store_model::{Monotonic, Offset, PartitionId, ShardId, SpanSummary, Tenant, TraceId, UnixNanos};
 
 use crate::clock;
 use crate::gate::Gate;
@@ -28,6 +28,11 @@ const ASKS_PER_LOOK: usize = 32;
 /// A record that holds undecided spans: where it lies, and its body if memory still has it.
 pub(crate) type UndecidedBody = (PartitionId, Offset, Option<Bytes>);
 
+/// What a batch holds in memory while it waits.
+pub(crate) fn batch_bytes(batch: &Batch) -> usize {
+    batch.body.len() + batch.summaries.len() * size_of::<SpanSummary>()
+}
+
 /// A question about live traces.
 pub(crate) enum Ask {
     Trace { tenant: Tenant, trace_id: TraceId, reply: Sender<Option<LiveSpans>> },
@@ -42,6 +47,8 @@ pub(crate) struct Published {
     live_spans: AtomicUsize,
     live_bytes: AtomicUsize,
     body_bytes: AtomicUsize,
+    /// Bytes of batches that wait in the shard's rings; the journal waits when they are too many.
+    pub(crate) ring_bytes: AtomicUsize,
     /// The newest turn whose kept traces are in the archive; written by the archiver.
     pub(crate) archived_turn: AtomicU64,
     /// Set when the shard should stop once its rings are empty.
@@ -120,6 +127,7 @@ impl ShardThread {
         for ring in &mut self.rings {
             for _ in 0..BATCHES_PER_LOOK {
                 let Ok(batch) = ring.pop() else { break };
+                self.published.ring_bytes.fetch_sub(batch_bytes(&batch), Ordering::Relaxed);
                 self.shard.take(batch, now);
                 took += 1;
             }
