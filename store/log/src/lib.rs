@@ -1,1 +1,29 @@
-//! Partitions of segments on disk: group commit, recovery, retention
+//! Partitions of segments on disk: group commit, recovery, retention.
+//!
+//! A partition is an ordered log of opaque records with dense offsets and one writer. Read in this order: [`disk`] (the
+//! seam to the system), `format` (every byte), `segment` and `recovery` (reading and judging them), [`writer`],
+//! [`reader`], [`retention`], and [`record`] (what a record of topic `spans` is). Reads no clock: `now` comes in.
+
+mod direct;
+pub mod disk;
+mod error;
+mod format;
+pub mod reader;
+pub mod record;
+mod recovery;
+pub mod retention;
+mod segment;
+#[cfg(test)]
+mod simulation;
+mod view;
+pub mod writer;
+
+#[cfg(any(test, feature = "sim"))]
+pub use disk::sim;
+pub use disk::{Disk, DiskFile, RealDisk};
+pub use error::{Error, FormatError};
+pub use reader::{Reader, Scan, SegmentInfo};
+pub use record::BodyRecord;
+pub use recovery::Quarantined;
+pub use retention::{Retention, choose, over_budget};
+pub use writer::{Committed, PartitionOptions, Recovery, Sync, Truncated, Writer};

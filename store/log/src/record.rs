@@ -1,0 +1,119 @@
+//! What a record of topic `spans` is: one request body with what was known when it came.
+//! Never looks into the body.
+//!
+//! ```text
+//! little endian; no checksum of its own, the log keeps one for the whole payload
+//!
+//!  0  version       u8    1
+//!  1  encoding      u8    of the body: 0 identity, 1 gzip, 2 zstd
+//!  2  tenant bytes  u8
+//!  3  reserved      u8    0
+//!  4  span count    u32   spans the body holds
+//!  8  refused       u32   of those, spans that were not taken in
+//! 12  arrived at    u64   nanoseconds since the Unix epoch
+//! 20  tenant        UTF-8
+//!     body          the rest, as received
+//! ```
+
+use bytes::Bytes;
+use store_model::{Encoding, Tenant, UnixNanos};
+
+use crate::error::FormatError;
+use crate::format::{u32_at, u64_at};
+
+const RECORD_VERSION: u8 = 1;
+const RECORD_HEAD_BYTES: usize = 20;
+
+/// One request body.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BodyRecord {
+    /// Whose spans.
+    pub tenant: Tenant,
+    /// When the body had arrived.
+    pub arrived_at: UnixNanos,
+    /// How the body is compressed.
+    pub encoding: Encoding,
+    /// How many spans it holds.
+    pub span_count: u32,
+    /// How many of them were not taken in.
+    pub refused: u32,
+    /// The body as received, still compressed if it came compressed.
+    pub body: Bytes,
+}
+
+impl BodyRecord {
+    /// Everything but the body. The payload of the record is this and the body after it, so that the body is never
+    /// copied.
+    #[must_use]
+    pub fn encode_head(&self) -> Vec<u8> {
+        let Self { tenant, arrived_at, encoding, span_count, refused, body: _ } = self;
+        let name = tenant.as_str().as_bytes();
+        let mut head = Vec::with_capacity(RECORD_HEAD_BYTES + name.len());
+        // A tenant's name has at most 150 bytes.
+        head.extend([RECORD_VERSION, encoding.code(), u8::try_from(name.len()).unwrap_or(u8::MAX), 0]);
+        head.extend(span_count.to_le_bytes());
+        head.extend(refused.to_le_bytes());
+        head.extend(arrived_at.0.to_le_bytes());
+        head.extend(name);
+        head
+    }
+
+    /// Takes a payload apart; the body is a slice of it.
+    ///
+    /// # Errors
+    /// [`FormatError`] says what is wrong with it.
+    pub fn decode(payload: Bytes) -> Result<Self, FormatError> {
+        let too_short = FormatError::TooShort { bytes: payload.len() };
+        let Some((head, rest)) = payload.split_first_chunk::<RECORD_HEAD_BYTES>() else {
+            return Err(too_short);
+        };
+        if head[0] != RECORD_VERSION {
+            return Err(FormatError::UnknownVersion { version: head[0] });
+        }
+        let encoding = Encoding::from_code(head[1]).ok_or(FormatError::UnknownEncoding { code: head[1] })?;
+        let name_bytes = usize::from(head[2]);
+        let name = rest.get(..name_bytes).ok_or(too_short)?;
+        // A name that is not UTF-8 breaks the rule for names as an empty one does.
+        let tenant = Tenant::new(std::str::from_utf8(name).unwrap_or_default())?;
+        Ok(Self {
+            tenant,
+            arrived_at: UnixNanos(u64_at(head, 12)),
+            encoding,
+            span_count: u32_at(head, 4),
+            refused: u32_at(head, 8),
+            body: payload.slice(RECORD_HEAD_BYTES + name_bytes..),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_record_comes_back_as_it_was_written(
+            name in "[a-z]{1,150}", at: u64, code in 0u8..3, span_count: u32, refused: u32, body: Vec<u8>,
+        ) {
+            let record = BodyRecord {
+                tenant: Tenant::new(&name).unwrap(),
+                arrived_at: UnixNanos(at),
+                encoding: Encoding::from_code(code).unwrap(),
+                span_count,
+                refused,
+                body: body.into(),
+            };
+            let payload = [record.encode_head(), record.body.to_vec()].concat();
+            prop_assert_eq!(BodyRecord::decode(payload.into()).unwrap(), record);
+        }
+
+        #[test]
+        fn any_bytes_are_read_or_refused(version in 0u8..3, bytes: Vec<u8>) {
+            let payload = [vec![version], bytes].concat();
+            if let Ok(record) = BodyRecord::decode(payload.clone().into()) {
+                prop_assert!(payload.ends_with(&record.body));
+            }
+        }
+    }
+}
