@@ -1,6 +1,7 @@
 //! The appliance's binary: reads the command line, starts what it names.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "this is a command-line program")]
 
+mod allocator;
 mod appliance;
 mod archiver;
 mod bodies;
@@ -23,10 +24,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
-/// Spans arrive and leave by the million; the default allocator's arenas would hold on to what they leave.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
+    allocator::init();
     cli::run(cli::Cli::parse())
 }
