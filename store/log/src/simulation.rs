@@ -209,17 +209,25 @@ impl World {
         self.promised = self.promised.split_off(&first);
     }
 
+    /// The machine goes down, or the process alone.
+    fn stop(&mut self) {
+        if self.random.once_in(3) {
+            self.disk.kill();
+        } else {
+            self.disk.crash();
+            self.disk.restart();
+        }
+    }
+
     /// Power comes back, perhaps several times, until the partition opens.
     fn recover(&mut self) {
-        self.disk.crash();
-        self.disk.restart();
         self.disk.set_faults(Faults::default());
+        self.stop();
         for _ in 0..self.random.below(3) {
             let count = 1 + self.random.below(12);
             self.disk.crash_after(count);
             drop(self.open());
-            self.disk.crash();
-            self.disk.restart();
+            self.stop();
         }
         // Tools look without changing anything.
         Reader::open(self.disk.clone(), &self.options.directory).unwrap();
@@ -234,6 +242,7 @@ fn live(seed: u64, durable_only: bool, crashes: u64) {
     for _ in 0..crashes {
         let faults = Faults {
             sync_error_once_in: [0, 0, 40][usize::try_from(world.random.below(3)).unwrap()],
+            name_error_once_in: [0, 0, 10][usize::try_from(world.random.below(3)).unwrap()],
             write_error_once_in: [0, 0, 40][usize::try_from(world.random.below(3)).unwrap()],
             capacity_bytes: [0, 0, 50_000][usize::try_from(world.random.below(3)).unwrap()],
         };
@@ -291,6 +300,40 @@ fn every_operation_is_a_point_to_crash_at() {
         }
     }
     assert!(points >= 1_000, "only {points} crash points");
+}
+
+#[test]
+fn a_full_disk_refuses_commits_and_takes_them_once_there_is_space_again() {
+    for preallocate in [true, false] {
+        let disk = SimDisk::new(1);
+        let options = PartitionOptions { preallocate, ..options() };
+        let (mut writer, _) = Writer::open(disk.clone(), options.clone(), Offset(7), UnixNanos(0)).unwrap();
+        let mut commit = |byte: u8| {
+            writer.append([Bytes::from(vec![byte; 3000]), Bytes::new()]);
+            writer.commit(Sync::Durable, UnixNanos(0))
+        };
+        disk.set_faults(Faults { capacity_bytes: 20_000, ..Faults::default() });
+        let mut taken = 0;
+        let error = loop {
+            match commit(taken) {
+                Ok(_) => taken += 1,
+                Err(error) => break error,
+            }
+        };
+        assert!(error.is_retryable() && taken > 2, "{error} after {taken}");
+        assert!(commit(taken).unwrap_err().is_retryable(), "it stays full");
+        disk.set_faults(Faults::default());
+        let committed = commit(taken).unwrap();
+        assert_eq!(committed.first, Offset(7 + u64::from(taken)), "the refused commits took no offset");
+        disk.crash();
+        disk.restart();
+        let (writer, recovery) = Writer::open(disk, options, Offset(0), UnixNanos(0)).unwrap();
+        assert_eq!((recovery.end_offset, recovery.quarantined), (committed.end, Vec::new()));
+        for byte in 0..=taken {
+            let found = writer.reader().read(Offset(7 + u64::from(byte))).unwrap().unwrap();
+            assert_eq!(found, vec![byte; 3000]);
+        }
+    }
 }
 
 /// A partition of a few segments, and what it holds.

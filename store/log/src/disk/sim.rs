@@ -49,6 +49,8 @@ impl Random {
 pub struct Faults {
     /// One sync of a file in so many fails.
     pub sync_error_once_in: u64,
+    /// One sync of a directory in so many fails; which of its names are durable is then open.
+    pub name_error_once_in: u64,
     /// One write in so many stops somewhere and fails.
     pub write_error_once_in: u64,
     /// All files together may be this long; no limit when zero.
@@ -174,6 +176,14 @@ impl SimDisk {
     #[must_use]
     pub fn operations(&self) -> u64 {
         self.lock().operations
+    }
+
+    /// The process dies and another one starts; the machine stays up, so nothing is lost. Files opened before are dead.
+    pub fn kill(&self) {
+        let mut state = self.lock();
+        state.crashed = false;
+        state.crash_at = None;
+        state.boot += 1;
     }
 
     /// Power comes back: what was not synced is lost in part. Files opened before stay dead.
@@ -343,6 +353,9 @@ impl Disk for SimDisk {
         let state = &mut *self.lock();
         if state.operate(state.boot)? {
             return Err(io_error("crash while syncing a directory"));
+        }
+        if state.random.once_in(state.faults.name_error_once_in) {
+            return Err(io_error("sync of a directory failed"));
         }
         let (synced, left): (Vec<_>, Vec<_>) =
             state.changes.drain(..).partition(|change| change.directory() == Some(directory));
