@@ -81,7 +81,7 @@ pairs() {
     local name=$1 ours=() theirs=() again=""
     shift
     # The sink drops bodies, so it may see a pool of compressed ones again; the appliance must not.
-    case " $* " in *" gzip "* | *" zstd "*) again=--wrap ;; esac
+    case " $* " in *" gzip "* | *" zstd "*) again="--wrap --pool-requests 2000" ;; esac
     for pair in $(seq "$PAIRS"); do
         say "== $name, pair $pair of $PAIRS"
         start_appliance
@@ -89,6 +89,7 @@ pairs() {
             --duration "${SECONDS_EACH}s" --settle 6s "$@"
         stop_server
         start_sink
+        # shellcheck disable=SC2086 # several words or none
         load "$SINK" "$SCRATCH/$name-sink-$pair.json" --duration "${SECONDS_EACH}s" $again "$@"
         stop_server
         ours+=("$SCRATCH/$name-appliance-$pair.json")
