@@ -108,11 +108,11 @@ impl<D: Disk> Writer<D> {
         let directory = options.directory.clone();
         disk.create_dir_all(&directory).map_err(|error| Error::io(&directory, "create", error))?;
         let names = Names::list(&disk, &directory)?;
+        settle_cache(&disk, &directory, &names)?;
         let mut settled = Settled::default();
         for found in recovery::inspect(&disk, &directory, &names, now)? {
             settled.settle(&disk, &directory, found)?;
         }
-        settled.sync_newest(&disk)?;
         let Settled { segments, truncated, quarantined } = settled;
         let in_segments = segments.iter().filter_map(|segment| Some(segment.identity?.0));
         let newest = names.epochs.iter().copied().chain(in_segments).max().unwrap_or_default();
@@ -533,14 +533,16 @@ impl<F: DiskFile> Settled<F> {
         self.segments.push(segment);
         Ok(())
     }
+}
 
-    /// What a process that was killed wrote last may be in the page cache alone. Everything that follows is written in
-    /// the belief that it is on the disk.
-    fn sync_newest<D: Disk<File = F>>(&self, disk: &D) -> Result<(), Error> {
-        let Some(Segment { path, .. }) = self.segments.last() else { return Ok(()) };
-        let file = disk.open(path).map_err(|error| Error::io(path, "open", error))?;
-        file.sync_data().map_err(|error| Error::fatal(path, "sync", error))
-    }
+/// Makes the cache and the disk agree about the newest segment. What a killed process wrote last may be in the cache
+/// alone, and a sync that failed in it leaves there what the disk never took: neither is to be judged, or built on.
+fn settle_cache<D: Disk>(disk: &D, directory: &Path, names: &Names) -> Result<(), Error> {
+    let Some(newest) = names.segments.last() else { return Ok(()) };
+    let path = directory.join(FileName::Segment(*newest).to_string());
+    let file = disk.open(&path).map_err(|error| Error::io(&path, "open", error))?;
+    file.sync_data().map_err(|error| Error::fatal(&path, "sync", error))?;
+    file.drop_cache().map_err(|error| Error::fatal(&path, "verify", error))
 }
 
 /// Removes a name; fine when it is gone already.
