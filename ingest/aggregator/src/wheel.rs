@@ -63,15 +63,11 @@ impl Wheel {
             if tick > current.0 {
                 break;
             }
-            let slot = self.slot_mut(Tick(tick));
-            let mut index = 0;
-            while index < slot.len() {
-                if slot[index].tick <= current {
-                    due.push(slot.swap_remove(index));
-                } else {
-                    index += 1;
-                }
-            }
+            // The slot gives its memory back: what one busy tick needs, all slots together must not hold on to.
+            let entries = std::mem::take(self.slot_mut(Tick(tick)));
+            let (fired, later) = entries.into_iter().partition::<Vec<_>, _>(|entry| entry.tick <= current);
+            due.extend(fired);
+            *self.slot_mut(Tick(tick)) = later;
         }
         self.next = Some(Tick(current.0.max(first.saturating_sub(1)) + 1));
     }
@@ -100,6 +96,20 @@ mod tests {
         assert_eq!(due.len(), 1);
         wheel.advance(Monotonic(1_000 * SECOND), &mut due);
         assert_eq!(due.len(), 1);
+    }
+
+    #[test]
+    fn slots_that_have_fired_hold_no_memory() {
+        let mut wheel = Wheel::new();
+        let mut due = Vec::new();
+        for second in 0..300 {
+            for slot in 0..1_000 {
+                wheel.insert(slot, Tick::at_or_after(Monotonic(second * SECOND)));
+            }
+            wheel.advance(Monotonic(second * SECOND), &mut due);
+        }
+        assert_eq!(due.len(), 300_000);
+        assert_eq!(wheel.slots.iter().map(Vec::capacity).sum::<usize>(), 0);
     }
 
     proptest! {
