@@ -10,9 +10,13 @@ mod asker;
 mod sender;
 mod spans;
 
+mod clock_jump;
 mod command_line;
 mod crash;
+mod damage;
+mod disk;
 mod doors;
+mod load;
 mod order;
 mod sampling;
 mod tenants;

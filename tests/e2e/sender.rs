@@ -11,7 +11,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 use tonic_prost::ProstCodec;
 
-use crate::appliance::eventually;
+use crate::appliance::{LOOK_EVERY, PATIENCE};
 
 /// A request that is not answered within this long counts as failed.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
@@ -59,14 +59,13 @@ impl Sender {
 
     /// Sends again and again until it is acknowledged. Every refusal must be one that invites this.
     pub(crate) async fn send_until_taken(&mut self, request: &ExportTraceServiceRequest) {
-        eventually("a request is taken", async || match self.send(request).await {
-            Ok(()) => Some(()),
-            Err(refusal) => {
+        let trying = async {
+            while let Err(refusal) = self.send(request).await {
                 assert_invites_retry(&refusal);
-                None
+                tokio::time::sleep(LOOK_EVERY).await;
             }
-        })
-        .await;
+        };
+        tokio::time::timeout(PATIENCE, trying).await.unwrap();
     }
 }
 

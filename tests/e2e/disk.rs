@@ -1,0 +1,97 @@
+//! A disk that fills up, and is given room again.
+
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::json;
+
+use crate::appliance::{Home, eventually};
+use crate::asker::Asker;
+use crate::sender::{Sender, assert_invites_retry};
+use crate::spans::{Dice, assert_same, attribute, failed, request, trace};
+
+/// A small file system of its own, gone when it goes out of scope. The decisions of two shards reserve 64 MiB of it.
+struct SmallDisk<'a>(&'a Path);
+
+impl<'a> SmallDisk<'a> {
+    fn mount(at: &'a Path) -> Option<Self> {
+        std::fs::create_dir_all(at).unwrap();
+        let mount = Command::new("mount").args(["-t", "tmpfs", "-o", "size=192m", "tmpfs"]).arg(at).output();
+        mount.is_ok_and(|output| output.status.success()).then_some(Self(at))
+    }
+}
+
+impl Drop for SmallDisk<'_> {
+    fn drop(&mut self) {
+        let unmounted = Command::new("umount").arg("--lazy").arg(self.0).status();
+        assert!(unmounted.is_ok_and(|status| status.success()) || std::thread::panicking());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_refuses_with_a_retry_and_loses_nothing() {
+    let home = Home::new(json!({ "journal": { "segment_bytes": "1MiB" } }));
+    let data = home.data();
+    let Some(_disk) = SmallDisk::mount(&data) else {
+        eprintln!("SKIP: a file system of its own cannot be mounted here, the full disk is not tested");
+        return;
+    };
+    let filler = data.join("filler");
+    std::fs::write(&filler, vec![0; 96 << 20]).unwrap();
+    let mut appliance = home.start().await;
+    let mut sender = Sender::connect(appliance.grpc()).await;
+    let mut dice = Dice(18);
+    let mut next = || {
+        let id = dice.trace_id();
+        let mut spans = trace(id, 20);
+        for span in &mut spans {
+            let noise: String = (0..200).map(|_| format!("{:016x}", dice.next())).collect();
+            span.attributes.push(attribute("noise", &noise));
+        }
+        spans[7] = failed(spans[7].clone());
+        (id, request("full", spans))
+    };
+    let mut sent = Vec::new();
+    let refusal = loop {
+        let (id, request) = next();
+        match sender.send(&request).await {
+            Ok(()) => sent.push((id, request)),
+            Err(refusal) => break refusal,
+        }
+        assert!(sent.len() < 2_000, "96 MiB hold more than 120 MB");
+    };
+    assert_invites_retry(&refusal);
+    assert!(sent.len() > 10, "only {} requests fitted", sent.len());
+    eventually("the appliance says that it is not ready", async || {
+        (appliance.get("/readyz").0 == 503).then_some(())
+    })
+    .await;
+    for _ in 0..20 {
+        let (id, request) = next();
+        match sender.send(&request).await {
+            // A little room may be left for a moment.
+            Ok(()) => sent.push((id, request)),
+            Err(refusal) => assert_invites_retry(&refusal),
+        }
+    }
+    assert!(appliance.is_running());
+    assert_eq!(appliance.get("/healthz").0, 200);
+
+    std::fs::remove_file(&filler).unwrap();
+    let (id, request) = next();
+    sender.send_until_taken(&request).await;
+    sent.push((id, request));
+    for restarted in [false, true] {
+        if restarted {
+            appliance.kill();
+            appliance = home.start().await;
+        }
+        let mut asker = Asker::connect(appliance.query()).await;
+        let counts = asker.at_rest(sent.len() as u64 * 20).await;
+        assert_eq!((counts.kept, counts.expired), (sent.len() as u64 * 20, 0), "{counts:?}");
+        for (id, sent) in &sent {
+            let (came, _) = asker.trace(*id).await.unwrap_or_else(|| panic!("{id} is missing"));
+            assert_same(std::slice::from_ref(sent), &came, true);
+        }
+    }
+}
