@@ -294,6 +294,12 @@ fn open_stores(
         report_recovery("spans", id.0, &recovery);
         partitions.push(OpenPartition { id, writer, feeder: producers.remove(0) });
     }
+    // A power loss must not take a new directory with everything that was made durable inside it.
+    for directory in [data_dir.to_owned(), data_dir.join("spans"), data_dir.join("decisions")] {
+        std::fs::File::open(&directory)
+            .and_then(|opened| opened.sync_all())
+            .map_err(|error| Error::DataDir { path: directory, problem: error.to_string() })?;
+    }
     Ok((archive, shards, partitions))
 }
 
@@ -306,8 +312,11 @@ fn report_recovery(topic: &str, partition: u16, recovery: &store_log::Recovery) 
     }
 }
 
+/// Rows of ends of rings.
+type Grid<T> = Vec<Vec<T>>;
+
 /// A ring from every partition to every shard: producers by partition, consumers by shard.
-fn rings(count: u16) -> (Vec<Vec<Producer<Batch>>>, Vec<Vec<Consumer<Batch>>>) {
+fn rings(count: u16) -> (Grid<Producer<Batch>>, Grid<Consumer<Batch>>) {
     let count = usize::from(count);
     let mut producers: Vec<Vec<_>> = (0..count).map(|_| Vec::new()).collect();
     let mut consumers: Vec<Vec<_>> = (0..count).map(|_| Vec::new()).collect();

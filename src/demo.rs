@@ -127,7 +127,6 @@ fn trace(dice: &mut Dice, now: &mut Vec<(usize, Span)>, later: &mut Vec<(usize, 
         let attribute = |key: &str, value: String| KeyValue {
             key: key.to_owned(),
             value: Some(AnyValue { value: Some(any_value::Value::StringValue(value)) }),
-            ..KeyValue::default()
         };
         let span = Span {
             trace_id: trace_id.clone(),
@@ -144,11 +143,7 @@ fn trace(dice: &mut Dice, now: &mut Vec<(usize, Span)>, later: &mut Vec<(usize, 
                 ),
                 attribute("cart.items", (dice.next() % 20).to_string()),
             ],
-            status: failed.then(|| Status {
-                message: "upstream said no".to_owned(),
-                code: 2,
-                ..Status::default()
-            }),
+            status: failed.then(|| Status { message: "upstream said no".to_owned(), code: 2 }),
             ..Span::default()
         };
         // The e-mail goes out long after the visitor is gone.
@@ -173,7 +168,6 @@ async fn export(
                         value: Some(AnyValue {
                             value: Some(any_value::Value::StringValue(service.to_owned())),
                         }),
-                        ..KeyValue::default()
                     }],
                     ..Resource::default()
                 }),
@@ -192,11 +186,15 @@ async fn export(
 async fn report(listening: &Listening) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let channel = Channel::from_shared(format!("http://{}", listening.query))?.connect().await?;
     let mut queries = query_api::client(channel);
+    // What was acknowledged last may not have reached its shard yet: wait until nothing moves any more.
+    let mut arrived_before = None;
     let status = loop {
         let status = queries.get_status(proto::GetStatusRequest {}).await?.into_inner();
-        if status.counts.unwrap_or_default().undecided == 0 {
+        let counts = status.counts.unwrap_or_default();
+        if counts.undecided == 0 && arrived_before == Some(counts.arrived) {
             break status;
         }
+        arrived_before = Some(counts.arrived);
         tokio::time::sleep(Duration::from_millis(200)).await;
     };
     println!("\ndemo: every trace is decided\n\n{}", status_text("default", &status));

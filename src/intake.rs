@@ -51,16 +51,17 @@ impl Queue {
         Self { state: Mutex::default(), filled: Condvar::new(), bytes_max }
     }
 
-    fn push(&self, submission: Submission) -> Result<(), Submission> {
+    /// Takes a request, or hands it back when there is no room.
+    fn push(&self, submission: Submission) -> Option<Submission> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if state.is_closed || (state.bytes >= self.bytes_max) {
-            return Err(submission);
+            return Some(submission);
         }
         state.bytes += submission.request.stored.len();
         state.waiting.push_back(submission);
         drop(state);
         self.filled.notify_one();
-        Ok(())
+        None
     }
 
     /// Waits up to `patience` for a first request, then until `ready` holds `group_bytes` or `linger` is over.
@@ -135,7 +136,7 @@ impl Intake for Entrance {
         } else {
             let queue = &self.queues[core % self.queues.len()];
             let full = Outcome::Overloaded { retry_after: RETRY_AFTER };
-            queue.push(Submission { request, done }).err().map(|back| (back.request, back.done, full))
+            queue.push(Submission { request, done }).map(|back| (back.request, back.done, full))
         };
         if let Some((request, done, outcome)) = outcome {
             let spans = request.summaries.len() as u64 + u64::from(request.refused);

@@ -151,7 +151,7 @@ fn state_metrics(registry: &mut Registry, board: &StatusBoard) {
     let plain: [(&str, &str, u64); 5] = [
         ("live_traces", "Traces that still receive spans", gauges.live_traces as u64),
         ("live_spans", "Spans of live traces", gauges.live_spans as u64),
-        ("archive_segments", "Sealed archive segments", archive.segments as u64),
+        ("archive_segments", "Sealed archive segments", archive.segments),
         (
             "quarantined_segments",
             "Segments set aside as damaged",
@@ -165,7 +165,7 @@ fn state_metrics(registry: &mut Registry, board: &StatusBoard) {
     let bytes: [(&str, &str, u64); 6] = [
         ("live", "Memory of live traces, bodies apart", gauges.live_bytes as u64),
         ("live_bodies", "Memory of bodies held for live traces", gauges.body_bytes as u64),
-        ("archive_open", "Memory of open archive segments", archive.open_bytes as u64),
+        ("archive_open", "Memory of open archive segments", archive.open_bytes),
         ("archive", "Disk space of sealed archive segments", archive.bytes),
         ("journal", "Disk space of the journal", board.journal_bytes()),
         ("memory_limit", "The memory budget", board.memory_limit),

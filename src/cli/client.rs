@@ -31,9 +31,10 @@ fn ask<T>(args: &ClientArgs, exchange: impl AsyncFnOnce(Client) -> Result<T, Sta
         } else {
             format!("http://{}", args.endpoint)
         };
-        let endpoint = Endpoint::from_shared(url)
-            .map_err(|_| Failure::wrong_use(format!("--endpoint {}: expected host:port", args.endpoint)))?;
-        let channel = endpoint.connect_timeout(CONNECT_TIMEOUT).connect().await.map_err(|_| {
+        let endpoint = Endpoint::from_shared(url).map_err(|error| {
+            Failure::wrong_use(format!("--endpoint {}: {error}, expected host:port", args.endpoint))
+        })?;
+        let channel = endpoint.connect_timeout(CONNECT_TIMEOUT).connect().await.map_err(|_no_answer| {
             let message =
                 format!("no appliance answers at {}; is `sluicebox serve` running there?", args.endpoint);
             Failure::not_possible(message)
@@ -49,7 +50,7 @@ fn ask<T>(args: &ClientArgs, exchange: impl AsyncFnOnce(Client) -> Result<T, Sta
 fn request<T>(args: &ClientArgs, message: T) -> Result<Request<T>, Failure> {
     let mut request = Request::new(message);
     let tenant = AsciiMetadataValue::try_from(args.tenant.as_str())
-        .map_err(|_| Failure::wrong_use("--tenant: expected letters, digits and !-_.*'()"))?;
+        .map_err(|_invalid| Failure::wrong_use("--tenant: expected letters, digits and !-_.*'()"))?;
     request.metadata_mut().insert("x-scope-orgid", tenant);
     Ok(request)
 }
