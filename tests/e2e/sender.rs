@@ -46,7 +46,7 @@ impl Sender {
         let codec = ProstCodec::<ExportTraceServiceRequest, ExportTraceServiceResponse>::default();
         let mut request = Request::new(request.clone());
         if let Some(tenant) = &self.tenant {
-            let tenant = tenant.parse().map_err(|_| Status::invalid_argument("no header value"))?;
+            let tenant = tenant.parse().unwrap();
             request.metadata_mut().insert("x-scope-orgid", tenant);
         }
         self.grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;

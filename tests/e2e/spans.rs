@@ -44,7 +44,7 @@ fn tick() -> u64 {
 
 pub(crate) fn attribute(key: &str, value: &str) -> KeyValue {
     let value = AnyValue { value: Some(any_value::Value::StringValue(value.to_owned())) };
-    KeyValue { key: key.to_owned(), value: Some(value), ..KeyValue::default() }
+    KeyValue { key: key.to_owned(), value: Some(value) }
 }
 
 /// Number `index` of a trace: 0 is the root, the others are its children. Takes 10 ms.
@@ -70,7 +70,7 @@ pub(crate) fn span(trace_id: TraceId, index: u64) -> Span {
 
 /// The same span, failed.
 pub(crate) fn failed(mut span: Span) -> Span {
-    span.status = Some(Status { message: "upstream said no".into(), code: 2, ..Status::default() });
+    span.status = Some(Status { message: "upstream said no".into(), code: 2 });
     span
 }
 
