@@ -10,7 +10,7 @@
 //!           kept_spans by reason (3), kept_traces by reason (3), dropped_traces; all varint
 //! kept:     n varint, then n of: tenant, trace id 16 bytes, trace start and decision time (signed distance from `at`),
 //!           reason code + 128 if complete u8, threshold (its 57 bits reversed, varint), spans
-//! dropped:  n varint, then n of: 2 * tenant + 1 if shed varint, trace id 16 bytes, trace start (distance from `at`)
+//! dropped:  n varint, then n of: 2 * tenant + 1 if shed varint, trace id 16 bytes
 //! spans:    n varint, then n of: partition varint, offset and position (signed distance from the span before),
 //!           length varint
 //! ```
