@@ -67,7 +67,7 @@ async fn fifty_kills_under_load_lose_and_double_nothing() {
     let home = Home::new(json!({
         "sampling": { "head_probability": 0.1, "slow": { "enabled": false } },
         "journal": { "segment_bytes": "1MiB" },
-        "archive": { "open_bytes": "256KiB", "open_age": "500ms" },
+        "archive": { "open_bytes": "256KiB", "open_age": "100ms" },
     }));
     let ledger = Ledger::default();
     let mut dice = Dice(4);
@@ -92,7 +92,7 @@ async fn fifty_kills_under_load_lose_and_double_nothing() {
     let ledger = std::mem::take(&mut *ledger.lock().unwrap());
     let acknowledged: u64 = ledger.values().map(|trace| trace.acknowledged.len() as u64).sum();
     let sent: u64 = ledger.values().map(|trace| trace.sent.len() as u64).sum();
-    assert!(acknowledged > 10_000, "only {acknowledged} spans were acknowledged, that is no load");
+    assert!(acknowledged > 1_000, "only {acknowledged} spans were acknowledged, that is no load");
     let counts = asker.at_rest(acknowledged).await;
     assert!(counts.arrived <= sent, "{} arrived, {sent} sent", counts.arrived);
     assert_eq!((counts.expired, counts.shed), (0, 0), "{counts:?}");
