@@ -20,15 +20,12 @@ use crate::bodies::JournalBodies;
 use crate::clock;
 use crate::gate::Gate;
 use crate::intake::RefusedLedger;
-use crate::journal::Floors;
+use crate::journal::{Floors, lower_floors};
 use crate::shards::Published;
 use crate::totals::Totals;
 
 /// Decisions become durable at the latest after this long; until then a crash takes them again.
 const COMMIT_INTERVAL: Duration = Duration::from_millis(100);
-
-/// Settlement records are committed earlier when they reach this size.
-const COMMIT_BYTES: u64 = 4 << 20;
 
 /// Turns settled together at most, so that a body is opened once for all of them.
 const TURNS_PER_ROUND: usize = 32;
@@ -94,10 +91,7 @@ impl ArchiverThread {
                 last_expire = now;
                 self.expire();
             }
-            if now.since(last_commit) >= COMMIT_INTERVAL
-                || self.decisions.pending_bytes() > COMMIT_BYTES
-                || is_last
-            {
+            if now.since(last_commit) >= COMMIT_INTERVAL || is_last {
                 self.commit(&mut uncommitted);
                 last_commit = clock::monotonic();
                 if self.archive.open_rows() == 0 {
@@ -143,10 +137,7 @@ impl ArchiverThread {
             total.counts.refused += u64::from(duplicates);
             let reason = Reason::ALL.iter().position(|&reason| reason == trace.reason).unwrap_or(0);
             total.kept_traces[reason] += u64::from(!trace.late && fragment.is_some());
-            for place in &locations {
-                let floor = &mut self.open_floor[usize::from(place.partition.0)];
-                *floor = Some(floor.map_or(place.offset, |floor| floor.min(place.offset)));
-            }
+            lower_floors(&mut self.open_floor, &locations);
             if let Some(fragment) = fragment {
                 total.counts.kept += u64::from(fragment.span_count);
                 total.kept_spans[reason] += u64::from(fragment.span_count);

@@ -9,7 +9,7 @@ use ingest_aggregator::Batch;
 use ingest_receiver::Outcome;
 use rtrb::Producer;
 use store_log::{BodyRecord, RealDisk, Retention, Sync, Writer};
-use store_model::{Monotonic, Offset, PartitionId, ShardId, SpanSummary};
+use store_model::{Monotonic, Offset, PartitionId, ShardId, SpanLocation, SpanSummary};
 
 use crate::clock;
 use crate::gate::Gate;
@@ -47,6 +47,14 @@ impl Floors {
     pub(crate) fn floor(&self, partition: PartitionId) -> Offset {
         let column = self.cells.iter().map(|row| row[usize::from(partition.0)].load(Ordering::Relaxed));
         Offset(column.min().unwrap_or(0))
+    }
+}
+
+/// Takes the records at `places` into account, per partition: they are needed as long as the floor is not raised again.
+pub(crate) fn lower_floors(floors: &mut [Option<Offset>], places: &[SpanLocation]) {
+    for place in places {
+        let floor = &mut floors[usize::from(place.partition.0)];
+        *floor = Some(floor.map_or(place.offset, |floor| floor.min(place.offset)));
     }
 }
 

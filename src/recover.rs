@@ -12,7 +12,7 @@ use store_model::{Offset, PartitionId, Symbols, Tenant, UnixNanos};
 
 use crate::appliance::Error;
 use crate::bodies::JournalBodies;
-use crate::journal::Feeder;
+use crate::journal::{Feeder, lower_floors};
 
 /// Kept traces gathered at once while an open segment is rebuilt.
 const TRACES_PER_ROUND: usize = 1_000;
@@ -75,10 +75,7 @@ pub(crate) fn rebuild_open_segment(
     for round in open.chunks(TRACES_PER_ROUND) {
         let traces: Vec<Arc<KeptTrace>> = round.iter().map(|trace| Arc::new(as_kept(trace))).collect();
         for gathered in gather(&traces, bodies, &mut |_| Vec::new()) {
-            for place in &gathered.locations {
-                let floor: &mut Option<Offset> = &mut floor[usize::from(place.partition.0)];
-                *floor = Some(floor.map_or(place.offset, |floor| floor.min(place.offset)));
-            }
+            lower_floors(&mut floor, &gathered.locations);
             if gathered.expired > 0 {
                 tracing::error!(
                     spans = gathered.expired,
