@@ -13,6 +13,12 @@ mod body;
 mod budget;
 pub mod config;
 pub mod error;
+#[cfg(feature = "internals")]
+#[doc(hidden)]
+pub mod http2;
+#[cfg(not(feature = "internals"))]
+mod http2;
+mod inbox;
 pub mod intake;
 pub mod metrics;
 pub mod portable;
@@ -23,5 +29,5 @@ mod rpc;
 pub use answer::Reason;
 pub use config::ReceiverConfig;
 pub use error::Error;
-pub use intake::{Driver, Endpoints, Intake, Outcome, Received};
+pub use intake::{Done, Driver, Endpoints, Intake, Outcome, Received};
 pub use metrics::{ProtocolSnapshot, ReceiverMetrics, ReceiverSnapshot};
