@@ -4,9 +4,8 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
-use ingest_receiver::{Intake, Outcome, Received};
+use ingest_receiver::{Done, Intake, Outcome, Received};
 use store_model::{Symbols, Tenant, UnixNanos};
-use tokio::sync::oneshot;
 
 use crate::clock;
 use crate::gate::Gate;
@@ -18,7 +17,7 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) struct Submission {
     pub(crate) request: Received,
-    pub(crate) done: oneshot::Sender<Outcome>,
+    pub(crate) done: Done,
 }
 
 /// The bounded queue in front of one journal partition.
@@ -124,7 +123,7 @@ impl Entrance {
 }
 
 impl Intake for Entrance {
-    fn submit(&self, core: usize, request: Received, done: oneshot::Sender<Outcome>) {
+    fn submit(&self, core: usize, request: Received, done: Done) {
         let outcome = if let Err(outcome) = self.ready() {
             Some((request, done, outcome))
         } else if !self.knows(&request.tenant) {
@@ -141,8 +140,7 @@ impl Intake for Entrance {
         if let Some((request, done, outcome)) = outcome {
             let spans = request.summaries.len() as u64 + u64::from(request.refused);
             self.refuse(&request.tenant, spans);
-            // A sender that has hung up needs no answer.
-            let _hung_up = done.send(outcome);
+            done.send(outcome);
         }
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use ingest_aggregator::Batch;
-use ingest_receiver::Outcome;
+use ingest_receiver::{Done, Outcome};
 use rtrb::Producer;
 use store_log::{BodyRecord, RealDisk, Retention, Sync, Writer};
 use store_model::{Monotonic, Offset, PartitionId, ShardId, SpanLocation, SpanSummary};
@@ -194,7 +194,7 @@ impl JournalThread {
             self.writer.append([Bytes::from(record.encode_head()), record.body]);
             batches.push((request.tenant, request.body, request.refused, request.summaries));
             if self.options.answer_at_once {
-                let _hung_up = done.send(Outcome::Stored);
+                done.send(Outcome::Stored);
             } else {
                 answered.push(done);
             }
@@ -202,7 +202,7 @@ impl JournalThread {
         match self.writer.commit(Sync::Durable, clock::unix()) {
             Ok(committed) => {
                 // A sender that has hung up will send again; copies are recognised.
-                answered.into_iter().for_each(|done| drop(done.send(Outcome::Stored)));
+                Done::send_all(answered, &Outcome::Stored);
                 for (number, (tenant, body, refused, summaries)) in (0..).zip(batches) {
                     let (partition, offset) = (self.options.partition, committed.first.plus(number));
                     self.feeder.feed(Batch { partition, offset, tenant, body, refused, summaries });
@@ -212,11 +212,11 @@ impl JournalThread {
             Err(error) => {
                 tracing::error!(partition = %self.options.partition, %error, "journal write failed, its requests are refused");
                 self.gate.close(&self.name(), format!("the journal cannot be written: {error}"));
-                let outcome = || Outcome::Unavailable {
+                let outcome = Outcome::Unavailable {
                     retry_after: REOPEN_AFTER,
                     reason: "the journal cannot be written".to_owned(),
                 };
-                answered.into_iter().for_each(|done| drop(done.send(outcome())));
+                Done::send_all(answered, &outcome);
                 for (tenant, _, refused, summaries) in batches {
                     self.lost.add(&tenant, summaries.len() as u64 + u64::from(refused));
                 }

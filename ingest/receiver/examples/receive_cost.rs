@@ -16,11 +16,10 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use ingest_otlp::messages::{
     AnyValue, ExportTraceServiceRequest, KeyValue, Resource, ResourceSpans, ScopeSpans, Span, any_value,
 };
-use ingest_receiver::{Driver, Intake, Outcome, Received, ReceiverConfig, ReceiverMetrics, portable};
+use ingest_receiver::{Done, Driver, Intake, Outcome, Received, ReceiverConfig, ReceiverMetrics, portable};
 use prost::Message;
 use store_model::{Symbols, Tenant, UnixNanos};
 use tokio::net::TcpStream;
-use tokio::sync::oneshot;
 
 /// Requests under way on each connection.
 const IN_FLIGHT: usize = 4;
@@ -28,9 +27,9 @@ const IN_FLIGHT: usize = 4;
 struct Sink(Symbols);
 
 impl Intake for Sink {
-    fn submit(&self, _: usize, request: Received, done: oneshot::Sender<Outcome>) {
+    fn submit(&self, _: usize, request: Received, done: Done) {
         drop(request);
-        drop(done.send(Outcome::Stored));
+        done.send(Outcome::Stored);
     }
 
     fn refuse(&self, _: &Tenant, _: u64) {}

@@ -1,11 +1,17 @@
-//! The seam: what a driver hands to the journal, what it hears back, and what every driver can do. Owns no behaviour.
+//! The seam: what a driver hands to the journal, what it hears back, and what every driver can do. Owns no behaviour
+//! but the way an answer goes back.
 
+use std::fmt;
+use std::mem;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use store_model::{Encoding, SpanSummary, Symbols, Tenant, UnixNanos};
 use tokio::sync::oneshot;
+
+use crate::inbox::{Inbox, Ticket};
 
 /// One accepted request, on its way to the journal.
 #[derive(Clone, Debug)]
@@ -50,12 +56,99 @@ pub enum Outcome {
     },
 }
 
+impl Outcome {
+    /// What a sender hears whose request nobody answered.
+    pub(crate) fn lost() -> Self {
+        Self::Unavailable { retry_after: Duration::from_secs(1), reason: "the journal gave no answer".into() }
+    }
+}
+
+/// The way back to the sender of one request. Dropping it unsent tells them [`Outcome::Unavailable`].
+pub struct Done(Way);
+
+enum Way {
+    /// A task waits for it.
+    Awaited(oneshot::Sender<Outcome>),
+    /// A receiving thread looks into its inbox.
+    Inbox(Arc<Inbox>, Ticket),
+    /// It has been sent.
+    Gone,
+}
+
+impl Done {
+    /// One that a task awaits.
+    #[must_use]
+    pub fn awaited() -> (Self, oneshot::Receiver<Outcome>) {
+        let (sender, receiver) = oneshot::channel();
+        (Self(Way::Awaited(sender)), receiver)
+    }
+
+    /// One that a receiving thread finds in its inbox.
+    #[cfg_attr(not(test), expect(dead_code, reason = "the drivers that use it are being built"))]
+    pub(crate) fn to_inbox(inbox: Arc<Inbox>, ticket: Ticket) -> Self {
+        Self(Way::Inbox(inbox, ticket))
+    }
+
+    /// Answers. Whether the sender still listens is nobody's business here: what is stored stays stored.
+    pub fn send(mut self, outcome: Outcome) {
+        if let Some(inbox) = self.hand_over(outcome) {
+            inbox.wake_if_parked();
+        }
+    }
+
+    /// Answers many at once, with one wake for each run of requests of one receiving thread.
+    pub fn send_all(all: impl IntoIterator<Item = Self>, outcome: &Outcome) {
+        let mut filled: Option<Arc<Inbox>> = None;
+        for mut done in all {
+            let Some(inbox) = done.hand_over(outcome.clone()) else { continue };
+            if let Some(before) = filled.replace(Arc::clone(&inbox))
+                && !Arc::ptr_eq(&before, &inbox)
+            {
+                before.wake_if_parked();
+            }
+        }
+        if let Some(inbox) = filled {
+            inbox.wake_if_parked();
+        }
+    }
+
+    /// Leaves the outcome where it is looked for; whoever looks there may have to be woken.
+    fn hand_over(&mut self, outcome: Outcome) -> Option<Arc<Inbox>> {
+        match mem::replace(&mut self.0, Way::Gone) {
+            Way::Awaited(sender) => {
+                // Fails when the task is gone, and its sender with it.
+                let _unheard = sender.send(outcome);
+                None
+            }
+            Way::Inbox(inbox, ticket) => {
+                inbox.put(ticket, outcome);
+                Some(inbox)
+            }
+            Way::Gone => None,
+        }
+    }
+}
+
+impl Drop for Done {
+    fn drop(&mut self) {
+        if let Some(inbox) = self.hand_over(Outcome::lost()) {
+            inbox.wake_if_parked();
+        }
+    }
+}
+
+impl fmt::Debug for Done {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Done").finish_non_exhaustive()
+    }
+}
+
 /// Where requests go: the seam between any driver and the journal. Called on the receiving threads, so nothing in it
 /// may block.
 pub trait Intake: Send + Sync + 'static {
     /// Takes `request`, received by thread `core`, and answers through `done` once it is safe. Answers
     /// [`Outcome::Overloaded`] itself when its queue is full. Dropping `done` counts as [`Outcome::Unavailable`].
-    fn submit(&self, core: usize, request: Received, done: oneshot::Sender<Outcome>);
+    fn submit(&self, core: usize, request: Received, done: Done);
 
     /// Counts spans that arrived and were refused without a `submit`: none of their request could be taken, or memory
     /// ran out once they were known.

@@ -24,7 +24,7 @@ use super::listen::Listeners;
 use crate::answer::{Answer, Reason, Refusal};
 use crate::budget::{Budget, Permit};
 use crate::config::ReceiverConfig;
-use crate::intake::{Intake, Outcome};
+use crate::intake::{Done, Intake, Outcome};
 use crate::metrics::{Meters, Protocol, ReceiverMetrics};
 use crate::request::{self, Head, Opened};
 
@@ -189,7 +189,7 @@ impl Core {
                 self.answered(protocol, Answer::Accepted { refused: received.refused, because }, 0)
             }
             Ok((Opened { received, because }, permit)) => {
-                let (done, outcome) = oneshot::channel();
+                let (done, outcome) = Done::awaited();
                 let (spans, refused) = (received.summaries.len() as u64, received.refused);
                 let submitted = Submitted { outcome, protocol, spans, refused, because, _permit: permit };
                 self.shared.intake.submit(self.index, received, done);
@@ -230,11 +230,7 @@ impl Core {
 
 impl Submitted {
     async fn answer(&mut self, core: &Core) -> Answer {
-        let lost = || Outcome::Unavailable {
-            retry_after: Duration::from_secs(1),
-            reason: "the journal gave no answer".into(),
-        };
-        let outcome = (&mut self.outcome).await.unwrap_or_else(|_dropped| lost());
+        let outcome = (&mut self.outcome).await.unwrap_or_else(|_dropped| Outcome::lost());
         match Refusal::from_outcome(outcome) {
             None => {
                 let answer = Answer::Accepted { refused: self.refused, because: self.because };

@@ -21,12 +21,11 @@ use ingest_otlp::messages::{
 };
 use ingest_receiver::portable::{self, Portable};
 use ingest_receiver::{
-    Driver, Endpoints, Intake, Outcome, Received, ReceiverConfig, ReceiverMetrics, ReceiverSnapshot,
+    Done, Driver, Endpoints, Intake, Outcome, Received, ReceiverConfig, ReceiverMetrics, ReceiverSnapshot,
 };
 use prost::Message;
 use store_model::{Symbols, Tenant, UnixNanos};
 use tokio::net::TcpStream;
-use tokio::sync::oneshot;
 
 pub(crate) const GRPC_PATH: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
 pub(crate) const HTTP_PATH: &str = "/v1/traces";
@@ -46,7 +45,7 @@ pub(crate) struct Fake {
     mood: Mutex<Mood>,
     ready: Mutex<Result<(), Outcome>>,
     received: Mutex<Vec<(usize, Received)>>,
-    held: Mutex<Vec<oneshot::Sender<Outcome>>>,
+    held: Mutex<Vec<Done>>,
     refused: Mutex<Vec<(String, u64)>>,
     asked: AtomicU64,
 }
@@ -83,22 +82,24 @@ impl Fake {
         until(|| self.held.lock().unwrap().len() == count).await;
     }
 
-    /// Answers whatever is held, and counts whom it reached.
+    /// Answers whatever is held, and counts it.
     pub(crate) fn release(&self, outcome: &Outcome) -> usize {
         let held = std::mem::take(&mut *self.held.lock().unwrap());
-        held.into_iter().filter_map(|done| done.send(outcome.clone()).ok()).count()
+        let count = held.len();
+        Done::send_all(held, outcome);
+        count
     }
 }
 
 impl Intake for Fake {
-    fn submit(&self, core: usize, request: Received, done: oneshot::Sender<Outcome>) {
+    fn submit(&self, core: usize, request: Received, done: Done) {
         let mood = self.mood.lock().unwrap().clone();
         if matches!(mood, Mood::Panic) {
             panic!("the fake was told to");
         }
         self.received.lock().unwrap().push((core, request));
         match mood {
-            Mood::Answer(outcome) => drop(done.send(outcome)),
+            Mood::Answer(outcome) => done.send(outcome),
             Mood::Hold => self.held.lock().unwrap().push(done),
             Mood::Drop | Mood::Panic => {}
         }
