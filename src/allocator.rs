@@ -13,7 +13,7 @@ const PURGE_DELAY: c_int = 15;
 /// How long freed memory waits before it goes back to the system, in milliseconds. Bodies live for seconds, so what they
 /// leave is wanted again at once; giving it back after the default 10 ms measured as a seventh of all processor time,
 /// spent by the kernel on clearing pages.
-const PURGE_DELAY_MS: c_long = 1_000;
+const PURGE_DELAY_MS: c_long = -1;
 
 /// Sets the allocator up; called first thing.
 pub(crate) fn init() {

@@ -1,7 +1,10 @@
 //! Reads request bodies back from the journal.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use ingest_aggregator::BodySource;
+use ingest_otlp::Body;
 use store_log::{BodyRecord, Reader, RealDisk};
 use store_model::{Offset, PartitionId};
 
@@ -26,9 +29,9 @@ impl JournalBodies {
 }
 
 impl BodySource for JournalBodies {
-    fn body(&mut self, partition: PartitionId, offset: Offset) -> Option<Bytes> {
+    fn body(&mut self, partition: PartitionId, offset: Offset) -> Option<Arc<Body>> {
         match self.read(partition, offset) {
-            Ok(body) => body,
+            Ok(body) => body.map(Body::unwalked),
             Err(error) => {
                 tracing::error!(%partition, %offset, %error, "journal record cannot be read, its spans are expired");
                 None

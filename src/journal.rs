@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use ingest_aggregator::Batch;
+use ingest_otlp::Body;
 use ingest_receiver::{Done, Outcome};
 use rtrb::Producer;
 use store_log::{BodyRecord, RealDisk, Retention, Sync, Writer};
@@ -192,7 +193,8 @@ impl JournalThread {
                 body: request.stored,
             };
             self.writer.append([Bytes::from(record.encode_head()), record.body]);
-            batches.push((request.tenant, request.body, request.refused, request.summaries));
+            let body = Arc::new(Body { bytes: request.body, containers: request.containers });
+            batches.push((request.tenant, body, request.refused, request.summaries));
             if self.options.answer_at_once {
                 done.send(Outcome::Stored);
             } else {

@@ -82,7 +82,9 @@ impl Live for LiveTraces {
         let mut journal = self.bodies.clone();
         // Newest first: an answer that runs out of budget has the news.
         for ((partition, offset), bytes) in found.into_iter().rev() {
-            let Some(body) = bytes.or_else(|| journal.body(partition, offset)) else { continue };
+            let Some(body) = bytes.or_else(|| Some(journal.body(partition, offset)?.bytes.clone())) else {
+                continue;
+            };
             if !visit(&body) {
                 return;
             }

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use ingest_aggregator::{Batch, KeptMemory, KeptSpan, KeptTrace, Observed, Resume, gather};
+use ingest_otlp::{Body, Containers};
 use store_archive::ShardWriter;
 use store_archive::settlement::{KeptDecision, Settlement, TenantCounts};
 use store_log::{BodyRecord, Reader, RealDisk};
@@ -132,11 +133,13 @@ pub(crate) fn replay(
     for record in reader.scan(from.max(reader.start_offset())) {
         let batch = record.map_err(|error| error.to_string()).and_then(|(offset, payload)| {
             let record = BodyRecord::decode(payload).map_err(|error| error.to_string())?;
-            let body = ingest_otlp::decompress(record.encoding, &record.body, request_bytes_max)
+            let bytes = ingest_otlp::decompress(record.encoding, &record.body, request_bytes_max)
                 .map_err(|error| error.to_string())?;
             let mut summaries = Vec::with_capacity(record.span_count as usize);
-            ingest_otlp::summarise(&body, &mut cache, &mut |span| summaries.push(span))
+            let mut containers = Containers::default();
+            ingest_otlp::summarise(&bytes, &mut cache, &mut containers, &mut |span| summaries.push(span))
                 .map_err(|error| error.to_string())?;
+            let body = Arc::new(Body { bytes, containers });
             Ok(Batch { partition, offset, tenant: record.tenant, body, refused: record.refused, summaries })
         });
         match batch {

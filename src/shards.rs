@@ -30,7 +30,7 @@ pub(crate) type UndecidedBody = (PartitionId, Offset, Option<Bytes>);
 
 /// What a batch holds in memory while it waits.
 pub(crate) fn batch_bytes(batch: &Batch) -> usize {
-    batch.body.len() + batch.summaries.len() * size_of::<SpanSummary>()
+    batch.body.bytes.len() + batch.summaries.len() * size_of::<SpanSummary>()
 }
 
 /// A question about live traces.

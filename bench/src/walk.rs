@@ -87,7 +87,8 @@ fn measure(args: &Args, shape: Shape) -> Result<Report, Error> {
             walked.map(drop).map_err(|error| error.to_string())
         })?,
         summarise: cost(&mut |body| {
-            let walked = ingest_otlp::summarise(body, &mut symbols, &mut |summary| {
+            let mut containers = ingest_otlp::Containers::default();
+            let walked = ingest_otlp::summarise(body, &mut symbols, &mut containers, &mut |summary| {
                 let _seen = black_box(summary);
             });
             walked.map(drop).map_err(|error| error.to_string())

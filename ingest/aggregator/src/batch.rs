@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
+use ingest_otlp::Body;
 use store_model::{
     Counts, Offset, PartitionId, Reason, SpanLocation, SpanSummary, Tenant, Threshold, TraceId, UnixNanos,
 };
@@ -18,7 +18,7 @@ pub struct Batch {
     /// Whose spans.
     pub tenant: Tenant,
     /// The decompressed body, shared by all shards.
-    pub body: Bytes,
+    pub body: Arc<Body>,
     /// Spans of the request that were refused; told to one shard only.
     pub refused: u32,
     /// The spans of this shard.
@@ -31,7 +31,7 @@ pub struct KeptSpan {
     /// Journal record and range.
     pub location: SpanLocation,
     /// The decompressed body; `None` once the budget has pushed it out, then the journal has it.
-    pub body: Option<Bytes>,
+    pub body: Option<Arc<Body>>,
 }
 
 /// A trace that was decided in favour of, or late spans of one.

@@ -5,8 +5,9 @@
 //! journal still has them.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
-use bytes::Bytes;
+use ingest_otlp::Body as RequestBody;
 use store_model::Offset;
 
 #[derive(Debug)]
@@ -14,7 +15,7 @@ pub(crate) struct Body {
     pub(crate) offset: Offset,
     pub(crate) tenant: u32,
     pub(crate) undecided: u32,
-    pub(crate) bytes: Option<Bytes>,
+    pub(crate) bytes: Option<Arc<RequestBody>>,
 }
 
 #[derive(Debug)]
@@ -46,10 +47,10 @@ impl Bodies {
     }
 
     /// Takes the next record. Records below [`Self::consumed`] must have been filtered by the caller.
-    pub(crate) fn push(&mut self, offset: Offset, tenant: u32, bytes: Bytes, undecided: u32) {
+    pub(crate) fn push(&mut self, offset: Offset, tenant: u32, body: Arc<RequestBody>, undecided: u32) {
         self.consumed = offset.plus(1);
-        let bytes = (undecided > 0).then_some(bytes);
-        self.resident_bytes += bytes.as_ref().map_or(0, Bytes::len);
+        let bytes = (undecided > 0).then_some(body);
+        self.resident_bytes += bytes.as_ref().map_or(0, |body| resident(body));
         self.window.push_back(Body { offset, tenant, undecided, bytes });
         self.drop_settled_front();
     }
@@ -60,12 +61,12 @@ impl Bodies {
         let body = &mut self.window[index];
         body.undecided = body.undecided.saturating_sub(1);
         if body.undecided == 0 {
-            self.resident_bytes -= body.bytes.take().map_or(0, |bytes| bytes.len());
+            self.resident_bytes -= body.bytes.take().map_or(0, |body| resident(&body));
             self.drop_settled_front();
         }
     }
 
-    pub(crate) fn get(&self, offset: Offset) -> Option<Bytes> {
+    pub(crate) fn get(&self, offset: Offset) -> Option<Arc<RequestBody>> {
         self.index(offset).and_then(|index| self.window[index].bytes.clone())
     }
 
@@ -73,7 +74,7 @@ impl Bodies {
     pub(crate) fn evict_to(&mut self, bytes_max: usize) {
         while self.resident_bytes > bytes_max && self.evicted < self.window.len() {
             let bytes = self.window[self.evicted].bytes.take();
-            self.resident_bytes -= bytes.map_or(0, |bytes| bytes.len());
+            self.resident_bytes -= bytes.map_or(0, |body| resident(&body));
             self.evicted += 1;
         }
     }
@@ -101,12 +102,17 @@ impl Bodies {
     }
 }
 
+/// What a body holds in memory.
+fn resident(body: &RequestBody) -> usize {
+    body.bytes.len() + body.containers.heap_bytes()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn body(length: usize) -> Bytes {
-        Bytes::from(vec![1; length])
+    fn body(length: usize) -> Arc<RequestBody> {
+        RequestBody::unwalked(vec![1; length].into())
     }
 
     #[test]

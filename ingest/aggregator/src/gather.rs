@@ -3,9 +3,8 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use hashbrown::HashSet;
-use ingest_otlp::{TraceBuilder, extract};
+use ingest_otlp::{Body, TraceBuilder};
 use store_model::{BodyRange, Fragment, Offset, PartitionId, SpanLocation};
 
 use crate::batch::KeptTrace;
@@ -13,7 +12,7 @@ use crate::batch::KeptTrace;
 /// Where bodies come from that memory no longer holds.
 pub trait BodySource {
     /// The decompressed body of a journal record; `None` when the journal no longer has it, or has it damaged.
-    fn body(&mut self, partition: PartitionId, offset: Offset) -> Option<Bytes>;
+    fn body(&mut self, partition: PartitionId, offset: Offset) -> Option<Arc<Body>>;
 }
 
 /// What became of one kept trace.
@@ -63,16 +62,16 @@ pub fn gather(
         let (place, trace, span) = run[0];
         let in_memory = traces[trace].spans[span].body.clone();
         let body = in_memory.or_else(|| source.body(place.partition, place.offset));
-        gather_from(body.as_ref(), run, &mut building);
+        gather_from(body.as_deref(), run, &mut building);
     }
     traces.iter().zip(building).map(|(trace, building)| finish(trace, building)).collect()
 }
 
-fn gather_from(body: Option<&Bytes>, run: &[(SpanLocation, usize, usize)], building: &mut [Building]) {
+fn gather_from(body: Option<&Body>, run: &[(SpanLocation, usize, usize)], building: &mut [Building]) {
     let ranges: Vec<BodyRange> = run.iter().map(|(place, ..)| place.range).collect();
     let mut found = vec![false; run.len()];
     if let Some(body) = body {
-        let result = extract(body, &ranges, &mut |index, container, span| {
+        let result = body.extract(&ranges, &mut |index, container, span| {
             let (location, trace, _) = run[index];
             found[index] = true;
             let building = &mut building[trace];

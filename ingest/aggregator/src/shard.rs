@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hashbrown::HashMap;
+use ingest_otlp::Body;
 use ingest_sampler::{Policy, Sketches, SlowPolicy, decide};
 use store_model::{
     Counts, Monotonic, Offset, PartitionId, Reason, SpanFlags, SpanSummary, Tenant, Threshold, TraceId,
@@ -310,15 +311,16 @@ impl Shard {
     /// The records that hold spans which are not in the archive yet, oldest first per partition.
     #[must_use]
     pub fn bodies(&self, tenant: &Tenant) -> Vec<(PartitionId, Offset, Option<Bytes>)> {
+        let bytes = |body: &Option<Arc<Body>>| body.as_ref().map(|body| body.bytes.clone());
         let Some(&number) = self.tenant_numbers.get(tenant) else { return Vec::new() };
         let mut found = Vec::new();
         for (bodies, partition) in self.bodies.iter().zip(0..) {
             let own = bodies.undecided().filter(|body| body.tenant == number);
-            found.extend(own.map(|body| (PartitionId(partition), body.offset, body.bytes.clone())));
+            found.extend(own.map(|body| (PartitionId(partition), body.offset, bytes(&body.bytes))));
         }
         let flying = self.in_flight.iter().filter(|((tenant, _), _)| *tenant == number);
         for (_, trace) in flying.flat_map(|(_, traces)| traces) {
-            let place = |span: &KeptSpan| (span.location.partition, span.location.offset, span.body.clone());
+            let place = |span: &KeptSpan| (span.location.partition, span.location.offset, bytes(&span.body));
             found.extend(trace.spans.iter().map(place));
         }
         found.sort_by_key(|(partition, offset, bytes)| (*partition, *offset, bytes.is_none()));

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use bytes::Bytes;
 use ingest_aggregator::{Batch, KeptMemory, Limits, Observed, Resume, Shard, ShardConfig, Timing, Turn};
+use ingest_otlp::Body;
 use ingest_sampler::Policy;
 use proptest::prelude::*;
 use store_model::{
@@ -40,7 +40,7 @@ fn batch(offset: u64, summaries: Vec<SpanSummary>) -> Batch {
         partition: PartitionId(0),
         offset: Offset(offset),
         tenant: Tenant::default(),
-        body: Bytes::from(vec![0; 100]),
+        body: Body::unwalked(vec![0; 100].into()),
         refused: 0,
         summaries,
     }

@@ -12,8 +12,8 @@ use crate::wire::{Key, Reader};
 /// `spans` fields. Every other byte is there as it came, fields that nobody here knows included.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Container<'a> {
-    resource: Cow<'a, [u8]>,
-    scope: Cow<'a, [u8]>,
+    pub(crate) resource: Cow<'a, [u8]>,
+    pub(crate) scope: Cow<'a, [u8]>,
 }
 
 impl<'a> Container<'a> {
@@ -177,7 +177,7 @@ fn without<'a>(
 }
 
 /// Grows `kept`, borrowing as long as there is only one piece: the usual case.
-fn append<'a>(kept: &mut Cow<'a, [u8]>, piece: &'a [u8]) {
+pub(crate) fn append<'a>(kept: &mut Cow<'a, [u8]>, piece: &'a [u8]) {
     if kept.is_empty() {
         *kept = Cow::Borrowed(piece);
     } else if !piece.is_empty() {

@@ -4,8 +4,9 @@
 
 use std::fmt::Write as _;
 
+use crate::containers::Containers;
 use crate::error::Error;
-use crate::walk::{ATTRIBUTES, CONTAINER_FIELDS, RESOURCE, WalkedSpan, each_span};
+use crate::walk::{ATTRIBUTES, CONTAINER_FIELDS, RESOURCE, SCOPE_SPANS, WalkedSpan, each_span};
 use crate::wire::{Key, Reader, delimited, fixed64, varint};
 
 /// `Resource.attributes`.
@@ -81,16 +82,35 @@ impl<'a> ResourceView<'a> {
     ///
     /// `service.name` is the first attribute of that name, as the Collector reads it. The first one is also the only
     /// choice that a later part of a split resource cannot change.
-    pub(crate) fn read(resource_spans: Reader<'a>) -> Result<Self, Error> {
+    pub(crate) fn read(
+        resource_spans: Reader<'a>,
+        mut containers: Option<&mut Containers>,
+    ) -> Result<Self, Error> {
         let mut service = None;
         let mut reader = resource_spans;
+        let mut run_start = reader.position();
+        if let Some(containers) = &mut containers {
+            containers.begin_resource();
+        }
         while !reader.is_done() {
+            let field_start = reader.position();
             match reader.key()? {
                 RESOURCE => read_resource(reader.message()?, &mut service)?,
-                // Scope spans, or the schema's URL.
-                key if key == delimited(2) || key == delimited(3) => drop(reader.delimited()?),
+                SCOPE_SPANS => {
+                    reader.delimited()?;
+                    if let Some(containers) = &mut containers {
+                        containers.piece(run_start, field_start);
+                    }
+                    run_start = reader.position();
+                }
+                // The schema's URL.
+                key if key == delimited(3) => drop(reader.delimited()?),
                 key => reader.other(key, CONTAINER_FIELDS)?,
             }
+        }
+        if let Some(containers) = containers {
+            containers.piece(run_start, reader.position());
+            containers.end_resource();
         }
         let service = service.unwrap_or_default();
         Ok(Self { resource_spans, service, service_is_utf8: str::from_utf8(service).is_ok() })
@@ -122,7 +142,7 @@ pub fn visit_spans<'a>(
     otlp: &'a [u8],
     visit: &mut impl FnMut(&ResourceView<'a>, &WalkedSpan<'a>, &'a [u8]),
 ) -> Result<(), Error> {
-    each_span(otlp, &mut |resource, span| {
+    each_span(otlp, None, &mut |resource, span| {
         let start = span.range.position as usize;
         visit(resource, span, &otlp[start..start + span.range.length as usize]);
     })

@@ -12,6 +12,7 @@ use store_model::{
     TraceId, UnixNanos,
 };
 
+use crate::containers::Containers;
 use crate::error::Error;
 use crate::view::ResourceView;
 use crate::wire::{Key, Reader, delimited, fixed32, fixed64, varint};
@@ -87,22 +88,24 @@ pub struct Walked {
 /// When the body as a whole is unreadable. Spans before the damage have been visited by then; a caller who answers for
 /// whole requests forgets them.
 pub fn walk<'a>(body: &'a [u8], visit: &mut impl FnMut(&WalkedSpan<'a>)) -> Result<Walked, Error> {
-    each_span(body, &mut |_, span| visit(span))
+    each_span(body, None, &mut |_, span| visit(span))
 }
 
-/// Visits a summary of every acceptable span of `body`, in order.
+/// Visits a summary of every acceptable span of `body`, in order, and notes in `containers`, which come empty, what stands
+/// around them.
 ///
 /// # Errors
 /// As [`walk`].
 pub fn summarise(
     body: &[u8],
     symbols: &mut SymbolCache,
+    containers: &mut Containers,
     visit: &mut impl FnMut(SpanSummary),
 ) -> Result<Walked, Error> {
     // Spans of one resource come in a row, so its name is looked up once.
     let mut last_service: &[u8] = b"";
     let mut last_symbol = symbols.intern(last_service);
-    walk(body, &mut |span| {
+    each_span(body, Some(containers), &mut |_, span| {
         if span.service != last_service {
             (last_service, last_symbol) = (span.service, symbols.intern(span.service));
         }
@@ -128,6 +131,7 @@ pub fn summarise(
 #[inline]
 pub(crate) fn each_span<'a>(
     body: &'a [u8],
+    mut containers: Option<&mut Containers>,
     visit: &mut impl FnMut(&ResourceView<'a>, &WalkedSpan<'a>),
 ) -> Result<Walked, Error> {
     if u32::try_from(body.len()).is_err() {
@@ -137,7 +141,10 @@ pub(crate) fn each_span<'a>(
     let mut reader = Reader::new(body);
     while !reader.is_done() {
         match reader.key()? {
-            RESOURCE_SPANS => each_span_of_resource(reader.message()?, &mut walked, visit)?,
+            RESOURCE_SPANS => {
+                let containers = containers.as_deref_mut();
+                each_span_of_resource(reader.message()?, containers, &mut walked, visit)?;
+            }
             key => reader.other(key, &[1])?,
         }
     }
@@ -146,14 +153,18 @@ pub(crate) fn each_span<'a>(
 
 fn each_span_of_resource<'a>(
     mut reader: Reader<'a>,
+    mut containers: Option<&mut Containers>,
     walked: &mut Walked,
     visit: &mut impl FnMut(&ResourceView<'a>, &WalkedSpan<'a>),
 ) -> Result<(), Error> {
     // The resource may stand behind its spans, so it is sought first; that steps over each ScopeSpans in one go.
-    let resource = ResourceView::read(reader)?;
+    let resource = ResourceView::read(reader, containers.as_deref_mut())?;
     while !reader.is_done() {
         match reader.key()? {
-            SCOPE_SPANS => each_span_of_scope(reader.message()?, &resource, walked, visit)?,
+            SCOPE_SPANS => {
+                let containers = containers.as_deref_mut();
+                each_span_of_scope(reader.message()?, containers, &resource, walked, visit)?;
+            }
             key => reader.skip(key)?,
         }
     }
@@ -162,14 +173,26 @@ fn each_span_of_resource<'a>(
 
 fn each_span_of_scope<'a>(
     mut reader: Reader<'a>,
+    mut containers: Option<&mut Containers>,
     resource: &ResourceView<'a>,
     walked: &mut Walked,
     visit: &mut impl FnMut(&ResourceView<'a>, &WalkedSpan<'a>),
 ) -> Result<(), Error> {
+    let scope_start = reader.position();
+    let first_piece = containers.as_ref().map_or(0, |containers| containers.begin_scope());
+    // What is not a span is kept in runs as long as they come: mostly the scope in front, and nothing behind.
+    let mut run_start = scope_start;
     while !reader.is_done() {
+        let field_start = reader.position();
         match reader.key()? {
             SPANS => {
                 let span = reader.message()?;
+                if run_start < field_start
+                    && let Some(containers) = &mut containers
+                {
+                    containers.piece(run_start, field_start);
+                }
+                run_start = reader.position();
                 match SpanFields::read(span)?.check(span, resource) {
                     Ok(span) => {
                         walked.accepted += 1;
@@ -184,6 +207,10 @@ fn each_span_of_scope<'a>(
             SCOPE | SCHEMA_URL => drop(reader.delimited()?),
             key => reader.other(key, CONTAINER_FIELDS)?,
         }
+    }
+    if let Some(containers) = containers {
+        containers.piece(run_start, reader.position());
+        containers.end_scope(first_piece, scope_start, reader.position());
     }
     Ok(())
 }
@@ -399,7 +426,7 @@ mod tests {
         }
         let symbols = Symbols::new(10);
         let mut names = Vec::new();
-        let walked = summarise(&body, &mut symbols.cache(), &mut |summary| {
+        let walked = summarise(&body, &mut symbols.cache(), &mut Containers::default(), &mut |summary| {
             names.push((symbols.name(summary.service), symbols.name(summary.operation)));
             let BodyRange { position, length } = summary.range;
             let message = &body[position as usize..][..length as usize];

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use ingest_otlp::Containers;
 use store_model::{Encoding, SpanSummary, Symbols, Tenant, UnixNanos};
 use tokio::sync::oneshot;
 
@@ -26,6 +27,8 @@ pub struct Received {
     pub stored: Bytes,
     /// The body decompressed: what the ranges of `summaries` point into.
     pub body: Bytes,
+    /// What stands around the spans of `body`.
+    pub containers: Containers,
     /// The spans that are taken, in the order of the body; never empty.
     pub summaries: Vec<SpanSummary>,
     /// How many spans of the body are not taken, since their ids are not ids. They count as arrived and refused.

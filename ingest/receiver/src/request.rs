@@ -4,7 +4,7 @@
 use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderMap, Method};
-use ingest_otlp::{decompress, json_to_protobuf, summarise};
+use ingest_otlp::{Containers, decompress, json_to_protobuf, summarise};
 use store_model::{Encoding, SpanSummary, SymbolCache, Tenant, UnixNanos};
 
 use crate::answer::{Form, Reason, Refusal};
@@ -156,7 +156,8 @@ pub(crate) fn open(
         }
     };
     let mut summaries = Summaries { list: Vec::new(), starved: None, permit };
-    let walked = summarise(&body, symbols, &mut |summary| summaries.push(summary))
+    let mut containers = Containers::default();
+    let walked = summarise(&body, symbols, &mut containers, &mut |summary| summaries.push(summary))
         .map_err(|error| malformed(&error))?;
     let refused = walked.rejected;
     let because = walked.rejected_because.unwrap_or_default();
@@ -164,7 +165,7 @@ pub(crate) fn open(
         return Err(refusal.with_spans(u64::from(walked.accepted) + u64::from(refused)));
     }
     let summaries = summaries.list;
-    let received = Received { tenant, arrived_at: now, encoding, stored, body, summaries, refused };
+    let received = Received { tenant, arrived_at: now, encoding, stored, body, containers, summaries, refused };
     Ok(Opened { received, because })
 }
 

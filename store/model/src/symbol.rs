@@ -1,7 +1,8 @@
 //! Interned names. A service or an operation travels between cores as four bytes.
 
-use std::collections::HashMap;
 use std::sync::{Arc, RwLock};
+
+use hashbrown::HashMap;
 
 /// The number of an interned name. Means something only to the [`Symbols`] that gave it, in this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]

@@ -6,12 +6,12 @@
 
 use ingest_otlp::messages::{KeyValue, TracesData, any_value};
 use ingest_otlp::{
-    Container, Error, TraceBuilder, ValueView, WalkedSpan, extract, json_to_protobuf, merge,
-    protobuf_to_json, span_attributes, visit_spans, walk,
+    Body, Container, Containers, Error, TraceBuilder, ValueView, WalkedSpan, extract, json_to_protobuf,
+    merge, protobuf_to_json, span_attributes, summarise, visit_spans, walk,
 };
 use prost::{Message, Oneof};
 use store_model::sampling::{OtState, with_threshold};
-use store_model::{BodyRange, SpanFlags, SpanKind, StatusCode, Threshold};
+use store_model::{BodyRange, SpanFlags, SpanKind, StatusCode, Symbols, Threshold};
 
 #[derive(Clone, PartialEq, Message)]
 struct Traces {
@@ -281,15 +281,34 @@ fn check_tolerance(body: &[u8]) {
     let _outcome = extract(body, &wanted, &mut |_, _, _| {});
 }
 
-fn check_extract(body: &[u8], spans: &[WalkedSpan<'_>], placed: &[&Placed]) {
+fn check_extract(bytes: &[u8], spans: &[WalkedSpan<'_>], placed: &[&Placed]) {
+    let mut containers = Containers::default();
+    summarise(bytes, &mut Symbols::new(8).cache(), &mut containers, &mut |_| {}).unwrap();
+    let walked = Body { bytes: bytes.to_vec().into(), containers };
+    let unwalked = Body::unwalked(bytes.to_vec().into());
+    for body in [&walked, &unwalked] {
+        check_cutting(body, spans, placed);
+    }
+    if let Some(span) = spans.first() {
+        let BodyRange { position, length } = span.range;
+        let absent = [BodyRange { position, length: length + 1 }];
+        let refused = extract(bytes, &absent, &mut |_, _, _| panic!("no such span"));
+        assert!(matches!(refused, Err(Error::NoSuchSpan { .. })));
+        let beyond = [BodyRange { position, length: u32::MAX }];
+        let refused = walked.extract(&beyond, &mut |_, _, _| panic!("no such span"));
+        assert!(matches!(refused, Err(Error::NoSuchSpan { .. })));
+    }
+}
+
+fn check_cutting(body: &Body, spans: &[WalkedSpan<'_>], placed: &[&Placed]) {
     for step in 1..4 {
         let chosen: Vec<usize> = (0..spans.len()).skip(step - 1).step_by(step).collect();
         let wanted: Vec<BodyRange> = chosen.iter().map(|&n| spans[n].range).collect();
         let mut builder = TraceBuilder::new();
         let mut next = 0;
-        extract(body, &wanted, &mut |index, container, span| {
+        body.extract(&wanted, &mut |index, container, span| {
             assert_eq!(index, next);
-            assert_eq!(span, slice(body, wanted[index]));
+            assert_eq!(span, slice(&body.bytes, wanted[index]));
             check_container(container, placed[chosen[index]]);
             builder.push(container, span);
             next += 1;
@@ -301,12 +320,6 @@ fn check_extract(body: &[u8], spans: &[WalkedSpan<'_>], placed: &[&Placed]) {
         assert!(built.len() >= estimate);
         let expected: Vec<Placed> = chosen.iter().map(|&n| placed[n].clone()).collect();
         compare_placed(Traces::decode(built).unwrap().placed(), expected);
-    }
-    if let Some(span) = spans.first() {
-        let BodyRange { position, length } = span.range;
-        let absent = [BodyRange { position, length: length + 1 }];
-        let refused = extract(body, &absent, &mut |_, _, _| panic!("no such span"));
-        assert!(matches!(refused, Err(Error::NoSuchSpan { .. })));
     }
 }
 
