@@ -12,12 +12,13 @@ const LINES_MAX: usize = 900;
 
 /// Which rooms a room may depend on, tests aside. `store-model` may be used by all. `ingest-otlp` is a leaf over it that
 /// any room may use, since OTLP is the product's form of a span.
-const ARROWS: [(&str, &[&str]); 12] = [
+const ARROWS: [(&str, &[&str]); 13] = [
     ("store-model", &[]),
     ("store-log", &[]),
     ("store-index", &[]),
     ("store-archive", &["store-index", "store-log", "ingest-otlp"]),
     ("ingest-otlp", &[]),
+    ("ingest-dialects", &["ingest-otlp"]),
     ("ingest-sampler", &[]),
     ("ingest-aggregator", &["ingest-otlp", "ingest-sampler"]),
     ("ingest-receiver", &["ingest-otlp"]),
