@@ -6,8 +6,16 @@
 #![allow(unreachable_pub, reason = "feature `internals` opens the module to the fuzz targets and the bench")]
 #![allow(dead_code, unused_imports, reason = "the drivers are being built on it")]
 
+mod answer;
 mod connection;
+mod frame;
+mod head;
+pub mod hpack;
 mod limits;
+mod meter;
+mod streams;
+#[cfg(test)]
+mod tests;
 
 pub use connection::Http2;
 pub use limits::Limits;
@@ -56,6 +64,14 @@ pub enum ErrorCode {
     EnhanceYourCalm = 11,
     InadequateSecurity = 12,
     Http11Required = 13,
+}
+
+impl ErrorCode {
+    /// On the wire.
+    #[must_use]
+    pub fn number(self) -> u32 {
+        self as u32
+    }
 }
 
 /// Why a peer is cut off.
