@@ -6,7 +6,7 @@
 use super::connection::Http2;
 use super::frame::{FrameHeader, HEADER_BYTES, flag, kind, write_reset};
 use super::streams::{End, Waiting};
-use super::{Cut, ErrorCode, Fields, StreamId};
+use super::{ErrorCode, Fields, StreamId};
 
 impl Http2 {
     /// A whole answer. What the peer's windows do not allow yet waits inside and leaves with a later
@@ -51,7 +51,7 @@ impl Http2 {
         });
         let waiting = Waiting { body: body.to_vec(), sent: 0, trailers };
         if self.waiting_bytes + waiting.bytes() + out.len() > self.limits.out_bytes_max {
-            self.cut = Some(Cut::OutputNotRead);
+            self.answer_dropped = true;
             return self.reset(stream, ErrorCode::EnhanceYourCalm, out);
         }
         self.waiting_bytes += waiting.bytes();

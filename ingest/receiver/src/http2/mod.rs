@@ -2,17 +2,20 @@
 //! framing, flow control, header decoding and every bound a peer could lean on. It never reads a clock, never touches
 //! a socket and knows nothing of OTLP.
 //!
-//! Read in this order: [`limits`] (every bound with its reason), `frame`, `hpack`, `connection`, `answer`.
+//! Read in this order: [`limits`] (every bound with its reason), `frame`, `streams`, `connection` (the state machine),
+//! `requests` with `hpack` and `head`, `bodies`, `control`, `answer`.
 #![allow(unreachable_pub, reason = "feature `internals` opens the module to the fuzz targets and the bench")]
-#![allow(dead_code, unused_imports, reason = "the drivers are being built on it")]
 
 mod answer;
+mod bodies;
 mod connection;
+mod control;
 mod frame;
 mod head;
 pub mod hpack;
 mod limits;
 mod meter;
+mod requests;
 mod streams;
 #[cfg(test)]
 mod tests;
