@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use ingest_aggregator::{Batch, Shard};
-use ingest_receiver::{Driver, Endpoints, ReceiverMetrics, portable};
+use ingest_receiver::{Driver, Endpoints, ReceiverMetrics, Started};
 use query_engine::Engine;
 use rtrb::{Consumer, Producer, RingBuffer};
 use store_archive::{Archive, ArchiveOptions, ShardWriter};
@@ -70,7 +70,7 @@ pub(crate) struct Appliance {
     pub(crate) engine: Arc<Engine>,
     pub(crate) board: Arc<StatusBoard>,
     endpoints: Endpoints,
-    receiver: portable::Portable,
+    receiver: Box<dyn Driver>,
     queues: Vec<Arc<Queue>>,
     journals: Vec<JoinHandle<()>>,
     published: Vec<Arc<Published>>,
@@ -188,8 +188,10 @@ impl Appliance {
             tenants: Mutex::default(),
             tenants_max: config.receivers.max_tenants,
         });
-        let receiver =
-            portable::start(&config.receiver(count, memory_bytes), entrance, Arc::clone(&metrics))?;
+        let receiver_config = config.receiver(count, memory_bytes);
+        let Started { driver: receiver, because } =
+            ingest_receiver::start(&receiver_config, entrance, Arc::clone(&metrics))?;
+        tracing::info!(driver = receiver.name(), because, "receiving");
         let live = Arc::new(LiveTraces { shards: started.lines, bodies: bodies.clone() });
         let board = Arc::new(StatusBoard {
             started_at: clock::monotonic(),

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ingest_aggregator::{Limits, ShardConfig, Timing};
-use ingest_receiver::ReceiverConfig;
+use ingest_receiver::{DriverChoice, ReceiverConfig};
 use ingest_sampler::{Policy, SlowPolicy};
 use serde::{Deserialize, Deserializer};
 use store_model::Threshold;
@@ -62,6 +62,30 @@ pub(crate) struct Receivers {
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Otlp {
     pub(crate) protocols: Protocols,
+    /// What does the I/O: `auto` takes the fastest this host allows and says which and why in the log.
+    pub(crate) driver: ReceiverDriver,
+}
+
+/// The drivers by their names in the file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum ReceiverDriver {
+    #[default]
+    Auto,
+    IoUring,
+    Epoll,
+    Portable,
+}
+
+impl From<ReceiverDriver> for DriverChoice {
+    fn from(driver: ReceiverDriver) -> Self {
+        match driver {
+            ReceiverDriver::Auto => Self::Auto,
+            ReceiverDriver::IoUring => Self::IoUring,
+            ReceiverDriver::Epoll => Self::Epoll,
+            ReceiverDriver::Portable => Self::Portable,
+        }
+    }
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -357,6 +381,7 @@ impl Config {
         // An eighth of the budget, as design section 5 leaves for buffers; never less than two maximal requests.
         let in_flight = (memory_bytes / 8).max(2 * grpc.max_recv_msg_size.0);
         ReceiverConfig {
+            driver: self.receivers.otlp.driver.into(),
             grpc: grpc.enabled.then_some(grpc.endpoint),
             http: http.enabled.then_some(http.endpoint),
             request_bytes_max: to_usize(grpc.max_recv_msg_size.0),
@@ -538,6 +563,15 @@ mod tests {
         config.check().unwrap();
         assert_eq!(config.query.endpoint.port(), 4320);
         assert_eq!(config.journal.ack, Ack::Local);
+    }
+
+    #[test]
+    fn a_driver_goes_by_its_own_name() {
+        for name in ["auto", "io_uring", "epoll", "portable"] {
+            let config = Config::parse(&format!("receivers: {{ otlp: {{ driver: {name} }} }}")).unwrap();
+            assert_eq!(DriverChoice::from(config.receivers.otlp.driver).as_str(), name);
+        }
+        assert!(refusal("receivers: { otlp: { driver: uring } }").contains("io_uring"));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What receiving costs: CPU time of one receiving thread per span, into an intake that answers at once. The sender is
 //! in the same process on other threads and is not counted. `receive_cost [spans a request] [connections] [requests]
-//! [identity|gzip|zstd]`
+//! [identity|gzip|zstd] [auto|io_uring|epoll|portable]`
 #![expect(clippy::print_stdout, reason = "its output is its purpose")]
 
 use std::net::{Ipv4Addr, SocketAddr};
@@ -16,7 +16,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use ingest_otlp::messages::{
     AnyValue, ExportTraceServiceRequest, KeyValue, Resource, ResourceSpans, ScopeSpans, Span, any_value,
 };
-use ingest_receiver::{Done, Driver, Intake, Outcome, Received, ReceiverConfig, ReceiverMetrics, portable};
+use ingest_receiver::{Done, Intake, Outcome, Received, ReceiverConfig, ReceiverMetrics};
 use prost::Message;
 use store_model::{Symbols, Tenant, UnixNanos};
 use tokio::net::TcpStream;
@@ -53,12 +53,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let connections: usize = args.next().map_or(Ok(8), |text| text.parse())?;
     let requests: usize = args.next().map_or(Ok(200), |text| text.parse())?;
     let encoding = args.next().unwrap_or_else(|| "identity".into());
+    let driver = args.next().map_or(Ok(Default::default()), |text| text.parse())?;
 
     let (stream, bytes_a_span) = message(spans, &encoding)?;
     let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    let config = ReceiverConfig { grpc: Some(any), http: None, cores: 1, ..ReceiverConfig::default() };
+    let config =
+        ReceiverConfig { grpc: Some(any), http: None, cores: 1, driver, ..ReceiverConfig::default() };
     let metrics = Arc::new(ReceiverMetrics::default());
-    let driver = portable::start(&config, Arc::new(Sink(Symbols::new(1_000))), Arc::clone(&metrics))?;
+    let intake = Arc::new(Sink(Symbols::new(1_000)));
+    let driver = ingest_receiver::start(&config, intake, Arc::clone(&metrics))?.driver;
     let address = driver.endpoints().grpc.ok_or("no address")?;
 
     send(address, 1, requests.min(20), &stream, &encoding)?;
@@ -66,10 +69,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     send(address, connections, requests, &stream, &encoding)?;
     let cpu = cpu_ns()? - before.0;
     let taken = metrics.snapshot().grpc.spans_accepted - before.1;
+    let name = driver.name();
     driver.stop(Duration::from_secs(1));
     let per_request = cpu * spans / taken.max(1);
     println!(
-        "{spans} spans a request, {connections} connections, {encoding}, {bytes_a_span} bytes a span decompressed"
+        "{name}: {spans} spans a request, {connections} connections, {encoding}, {bytes_a_span} bytes a span decompressed"
     );
     println!("{} CPU-ns a span, {per_request} a request, kernel included", cpu / taken.max(1));
     Ok(())

@@ -18,19 +18,22 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use http::header::{ACCEPT_ENCODING, ALLOW, CONNECTION, CONTENT_TYPE, RETRY_AFTER};
-use http::{HeaderMap, HeaderValue, Response, StatusCode};
+use http::{HeaderMap, StatusCode};
 use ingest_otlp::messages::{ExportTracePartialSuccess, ExportTraceServiceResponse};
 use prost::Message;
 use tonic::Code;
 
 use crate::body::GRPC_PREFIX_BYTES;
 use crate::intake::Outcome;
-use crate::reply::Reply;
 use crate::rpc;
 
 /// The compressions both protocols take.
-const ENCODINGS: HeaderValue = HeaderValue::from_static("identity,gzip,zstd");
+const ENCODINGS: &str = "identity,gzip,zstd";
+
+pub(crate) const GRPC_CONTENT_TYPE: &str = "application/grpc";
+
+/// What follows the message of a gRPC call that went well.
+pub(crate) const GRPC_TRAILERS: [(&str, &str); 1] = [("grpc-status", "0")];
 
 /// A status travels in headers, and some clients take no more than 8 KiB of them.
 const MESSAGE_BYTES_MAX: usize = 512;
@@ -231,17 +234,45 @@ pub(crate) enum Form {
 }
 
 impl Form {
-    pub(crate) fn content_type(self) -> HeaderValue {
+    pub(crate) fn content_type(self) -> &'static str {
         match self {
-            Self::Protobuf => HeaderValue::from_static("application/x-protobuf"),
-            Self::Json => HeaderValue::from_static("application/json"),
+            Self::Protobuf => "application/x-protobuf",
+            Self::Json => "application/json",
         }
     }
 }
 
+/// An answer in HTTP's words, whatever its version.
+#[derive(Debug)]
+pub(crate) struct Plain {
+    pub(crate) status: StatusCode,
+    pub(crate) fields: Vec<(&'static str, Cow<'static, str>)>,
+    pub(crate) body: Bytes,
+    /// Whether [`GRPC_TRAILERS`] follow.
+    pub(crate) has_trailers: bool,
+    /// Whether the connection ends with it, where requests come one after the other.
+    pub(crate) closes: bool,
+}
+
+impl Plain {
+    fn new(status: StatusCode) -> Self {
+        Self { status, fields: Vec::new(), body: Bytes::new(), has_trailers: false, closes: false }
+    }
+
+    fn with(mut self, name: &'static str, value: impl Into<Cow<'static, str>>) -> Self {
+        self.fields.push((name, value.into()));
+        self
+    }
+}
+
 impl Answer {
+    /// Whether nothing but the form of the request decides how it looks: every such answer is the same bytes.
+    pub(crate) fn is_plain_yes(&self) -> bool {
+        matches!(self, Self::Accepted { refused: 0, because: "" })
+    }
+
     /// As a gRPC response.
-    pub(crate) fn grpc(self) -> Response<Reply> {
+    pub(crate) fn grpc(self) -> Plain {
         match self {
             Self::Accepted { refused, because } => grpc_accepted(&export_response(refused, because)),
             Self::Refused(refusal) => grpc_refused(&refusal),
@@ -249,14 +280,14 @@ impl Answer {
     }
 
     /// As an OTLP/HTTP response in the request's own form.
-    pub(crate) fn http(self, form: Form) -> Response<Reply> {
+    pub(crate) fn http(self, form: Form) -> Plain {
         match self {
             Self::Accepted { refused, because } => {
                 let body = match form {
                     Form::Protobuf => export_response(refused, because).encode_to_vec().into(),
                     Form::Json => export_response_json(refused, because),
                 };
-                http_response(StatusCode::OK, form, body)
+                Plain { body, ..Plain::new(StatusCode::OK).with("content-type", form.content_type()) }
             }
             Self::Refused(refusal) => http_refused(&refusal, form),
         }
@@ -280,73 +311,60 @@ fn export_response_json(refused: u32, because: &str) -> Bytes {
     serde_json::json!({ "partialSuccess": partial }).to_string().into()
 }
 
-fn grpc_headers(response: &mut Response<Reply>) {
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-}
-
-fn grpc_accepted(message: &ExportTraceServiceResponse) -> Response<Reply> {
+fn grpc_accepted(message: &ExportTraceServiceResponse) -> Plain {
     let length = message.encoded_len();
     let mut data = BytesMut::with_capacity(GRPC_PREFIX_BYTES + length);
     data.put_u8(0);
     data.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
     data.put_slice(&message.encode_to_vec());
-    let mut trailers = HeaderMap::with_capacity(1);
-    trailers.insert("grpc-status", HeaderValue::from_static("0"));
-    let mut response = Response::new(Reply::with_trailers(data.freeze(), trailers));
-    grpc_headers(&mut response);
-    response
+    let plain = Plain::new(StatusCode::OK).with("content-type", GRPC_CONTENT_TYPE);
+    Plain { body: data.freeze(), has_trailers: true, ..plain }
 }
 
 /// Trailers alone, as gRPC calls it: the status stands in the header block and there is no body.
-fn grpc_refused(refusal: &Refusal) -> Response<Reply> {
+fn grpc_refused(refusal: &Refusal) -> Plain {
     let (_, code, http_status) = refusal.reason.row();
-    let mut response = Response::new(Reply::empty());
     // These two are no gRPC calls at all, and the gRPC protocol wants HTTP's answer for them.
     if matches!(refusal.reason, Reason::ContentType | Reason::Method) {
-        *response.status_mut() = http_status;
-        return response;
+        return Plain::new(http_status);
     }
-    grpc_headers(&mut response);
+    let mut plain = Plain::new(StatusCode::OK).with("content-type", GRPC_CONTENT_TYPE);
     let status = refusal.status();
     let details = if status.details.is_empty() { Bytes::new() } else { status.encode_to_vec().into() };
-    let headers = response.headers_mut();
+    let mut headers = HeaderMap::new();
     // Both the message and the details are encoded to printable characters, so no header can be illegal.
-    if tonic::Status::with_details(code, status.message, details).add_header(headers).is_err() {
-        headers.insert("grpc-status", HeaderValue::from(i32::from(code)));
+    if tonic::Status::with_details(code, status.message, details).add_header(&mut headers).is_err() {
+        plain = plain.with("grpc-status", i32::from(code).to_string());
+    }
+    for name in ["grpc-status", "grpc-message", "grpc-status-details-bin"] {
+        if let Some(Ok(value)) = headers.get(name).map(|value| value.to_str()) {
+            plain = plain.with(name, value.to_owned());
+        }
     }
     if refusal.reason == Reason::Encoding {
-        headers.insert("grpc-accept-encoding", ENCODINGS);
+        plain = plain.with("grpc-accept-encoding", ENCODINGS);
     }
-    response
+    plain
 }
 
-fn http_refused(refusal: &Refusal, form: Form) -> Response<Reply> {
+fn http_refused(refusal: &Refusal, form: Form) -> Plain {
     let (_, _, status) = refusal.reason.row();
     let body = match form {
         Form::Protobuf => refusal.status().encode_to_vec().into(),
         Form::Json => refusal.status_json().to_string().into(),
     };
-    let mut response = http_response(status, form, body);
-    let headers = response.headers_mut();
+    let mut plain = Plain { body, ..Plain::new(status).with("content-type", form.content_type()) };
     if let Some(after) = refusal.retry_after {
         // Whole seconds, rounded up: never earlier than asked for.
         let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
-        headers.insert(RETRY_AFTER, HeaderValue::from(seconds.max(1)));
+        plain = plain.with("retry-after", seconds.max(1).to_string());
     }
     match refusal.reason {
-        Reason::Method => headers.insert(ALLOW, HeaderValue::from_static("POST")),
-        Reason::Encoding => headers.insert(ACCEPT_ENCODING, ENCODINGS),
-        Reason::Timeout => headers.insert(CONNECTION, HeaderValue::from_static("close")),
-        _ => None,
-    };
-    response
-}
-
-fn http_response(status: StatusCode, form: Form, body: Bytes) -> Response<Reply> {
-    let mut response = Response::new(Reply::with_data(body));
-    *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, form.content_type());
-    response
+        Reason::Method => plain.with("allow", "POST"),
+        Reason::Encoding => plain.with("accept-encoding", ENCODINGS),
+        Reason::Timeout => Plain { closes: true, ..plain },
+        _ => plain,
+    }
 }
 
 #[cfg(test)]
@@ -361,12 +379,23 @@ mod tests {
     }
 
     #[test]
+    fn the_bytes_of_a_plain_yes_are_constants() {
+        let yes = || Answer::Accepted { refused: 0, because: "" };
+        assert!(yes().is_plain_yes());
+        assert_eq!(&yes().grpc().body[..], [0; GRPC_PREFIX_BYTES]);
+        assert_eq!(&yes().http(Form::Json).body[..], b"{}");
+        assert!(yes().http(Form::Protobuf).body.is_empty());
+        assert!(!Answer::Accepted { refused: 0, because: "a warning" }.is_plain_yes());
+    }
+
+    #[test]
     fn only_temporary_reasons_invite_a_retry() {
         for reason in Reason::ALL {
             let refusal = Refusal::new(reason, "x");
-            let response = Answer::Refused(Refusal::new(reason, "x")).http(Form::Protobuf);
-            let temporary = [429, 503].contains(&response.status().as_u16());
-            assert_eq!(response.headers().contains_key(RETRY_AFTER), temporary, "{reason:?}");
+            let plain = Answer::Refused(Refusal::new(reason, "x")).http(Form::Protobuf);
+            let temporary = [429, 503].contains(&plain.status.as_u16());
+            let says_when = plain.fields.iter().any(|(name, _)| *name == "retry-after");
+            assert_eq!(says_when, temporary, "{reason:?}");
             let has_info = refusal.status().details.iter().any(|any| any.type_url == rpc::RETRY_INFO);
             assert_eq!(has_info, temporary, "{reason:?}");
         }

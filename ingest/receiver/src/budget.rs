@@ -23,6 +23,11 @@ impl Budget {
         Permit { budget: Arc::clone(self), bytes: 0 }
     }
 
+    /// Whether so much is taken that senders should slow down.
+    pub(crate) fn is_tight(&self) -> bool {
+        self.used() > self.bytes_max / 4 * 3
+    }
+
     fn used(&self) -> usize {
         self.metrics.inflight_bytes.load(Ordering::Relaxed)
     }

@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::thread;
 use std::time::Duration;
 
+use crate::driver::DriverChoice;
 use crate::error::Error;
 
 /// A span's range in its body is two 32-bit numbers, and no sender means a body beyond this.
@@ -12,6 +13,8 @@ const REQUEST_BYTES_POSSIBLE: usize = 1 << 30;
 /// What a driver needs to know.
 #[derive(Clone, Debug)]
 pub struct ReceiverConfig {
+    /// What does the I/O.
+    pub driver: DriverChoice,
     /// Where OTLP/gRPC is served; `None` for not at all. Port 0 takes a free one.
     pub grpc: Option<SocketAddr>,
     /// Where OTLP/HTTP is served; `None` for not at all. Port 0 takes a free one.
@@ -41,6 +44,7 @@ pub struct ReceiverConfig {
 impl Default for ReceiverConfig {
     fn default() -> Self {
         Self {
+            driver: DriverChoice::Auto,
             grpc: Some((Ipv4Addr::LOCALHOST, 4317).into()),
             http: Some((Ipv4Addr::LOCALHOST, 4318).into()),
             request_bytes_max: 64 << 20,

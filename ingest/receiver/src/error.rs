@@ -4,6 +4,8 @@
 use std::io;
 use std::net::SocketAddr;
 
+use crate::driver::DriverChoice;
+
 /// Why a receiver could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -24,6 +26,14 @@ pub enum Error {
         /// Why not.
         #[source]
         source: io::Error,
+    },
+    /// The driver asked for cannot run here.
+    #[error("driver {wanted} cannot be used: {problem}")]
+    Driver {
+        /// Which one.
+        wanted: DriverChoice,
+        /// Why not.
+        problem: String,
     },
     /// Neither protocol has an address.
     #[error("neither grpc nor http has an address to listen on")]

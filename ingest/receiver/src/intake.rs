@@ -87,7 +87,6 @@ impl Done {
     }
 
     /// One that a receiving thread finds in its inbox.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the drivers that use it are being built"))]
     pub(crate) fn to_inbox(inbox: Arc<Inbox>, ticket: Ticket) -> Self {
         Self(Way::Inbox(inbox, ticket))
     }
@@ -181,7 +180,7 @@ pub struct Endpoints {
 }
 
 /// A running receiver. Dropping it stops it at once, without grace.
-pub trait Driver {
+pub trait Driver: Send {
     /// Its name in logs and in `doctor`.
     fn name(&self) -> &'static str;
 
@@ -190,5 +189,5 @@ pub trait Driver {
 
     /// Stops accepting, asks connections to go (GOAWAY, `connection: close`), lets requests in flight finish for
     /// `grace` at most, and joins its threads.
-    fn stop(self, grace: Duration);
+    fn stop(self: Box<Self>, grace: Duration);
 }

@@ -11,8 +11,14 @@
 mod answer;
 mod body;
 mod budget;
+mod calls;
+mod clock;
 pub mod config;
+mod desk;
+pub mod driver;
+pub mod epoll;
 pub mod error;
+mod http1;
 #[cfg(feature = "internals")]
 #[doc(hidden)]
 pub mod http2;
@@ -20,14 +26,21 @@ pub mod http2;
 mod http2;
 mod inbox;
 pub mod intake;
+mod listen;
 pub mod metrics;
 pub mod portable;
 mod reply;
 mod request;
+mod rounds;
 mod rpc;
+mod session;
+mod shared;
+mod slab;
+mod threads;
 
 pub use answer::Reason;
 pub use config::ReceiverConfig;
+pub use driver::{DriverChoice, Started, start};
 pub use error::Error;
 pub use intake::{Done, Driver, Endpoints, Intake, Outcome, Received};
-pub use metrics::{ProtocolSnapshot, ReceiverMetrics, ReceiverSnapshot};
+pub use metrics::{CutReason, ProtocolSnapshot, ReceiverMetrics, ReceiverSnapshot};

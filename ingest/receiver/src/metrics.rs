@@ -4,12 +4,105 @@
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use crate::answer::{Answer, Reason};
+use crate::http1;
+use crate::http2;
 
-/// Which port a request came through.
+/// What a request speaks. Both are served on both ports; connections are counted by the port they came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Protocol {
     Grpc,
     Http,
+}
+
+/// Why we ended a connection that its peer had not ended and that was not merely idle or old.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum CutReason {
+    /// It broke the rules of HTTP/1 or HTTP/2.
+    Protocol,
+    /// It opens streams only to reset them, or makes us reset them.
+    ResetFlood,
+    /// PING after PING without requests.
+    PingFlood,
+    /// SETTINGS after SETTINGS.
+    SettingsFlood,
+    /// Frames that carry nothing.
+    EmptyFrameFlood,
+    /// A header block in too many frames.
+    ContinuationFlood,
+    /// A head beyond the limit.
+    HeaderListTooLarge,
+    /// A small header block that unfolds into a huge list.
+    HpackBomb,
+    /// It makes us answer and does not read the answers.
+    OutputNotRead,
+    /// It never said anything, or only half a head.
+    HeaderTimeout,
+    /// It went on with requests ahead of their answers until they filled the memory budget.
+    PipelineTooLong,
+    /// It was asked to go and did not.
+    Overstayed,
+}
+
+impl CutReason {
+    /// Every reason.
+    pub const ALL: [Self; 12] = [
+        Self::Protocol,
+        Self::ResetFlood,
+        Self::PingFlood,
+        Self::SettingsFlood,
+        Self::EmptyFrameFlood,
+        Self::ContinuationFlood,
+        Self::HeaderListTooLarge,
+        Self::HpackBomb,
+        Self::OutputNotRead,
+        Self::HeaderTimeout,
+        Self::PipelineTooLong,
+        Self::Overstayed,
+    ];
+
+    /// The word that names it in metric labels.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Protocol => "protocol",
+            Self::ResetFlood => "reset_flood",
+            Self::PingFlood => "ping_flood",
+            Self::SettingsFlood => "settings_flood",
+            Self::EmptyFrameFlood => "empty_frame_flood",
+            Self::ContinuationFlood => "continuation_flood",
+            Self::HeaderListTooLarge => "header_list_too_large",
+            Self::HpackBomb => "hpack_bomb",
+            Self::OutputNotRead => "output_not_read",
+            Self::HeaderTimeout => "header_timeout",
+            Self::PipelineTooLong => "pipeline_too_long",
+            Self::Overstayed => "overstayed",
+        }
+    }
+}
+
+impl From<http2::Cut> for CutReason {
+    fn from(cut: http2::Cut) -> Self {
+        match cut {
+            http2::Cut::Protocol(_) => Self::Protocol,
+            http2::Cut::ResetFlood => Self::ResetFlood,
+            http2::Cut::PingFlood => Self::PingFlood,
+            http2::Cut::SettingsFlood => Self::SettingsFlood,
+            http2::Cut::EmptyFrameFlood => Self::EmptyFrameFlood,
+            http2::Cut::ContinuationFlood => Self::ContinuationFlood,
+            http2::Cut::HeaderListTooLarge => Self::HeaderListTooLarge,
+            http2::Cut::HpackBomb => Self::HpackBomb,
+            http2::Cut::OutputNotRead => Self::OutputNotRead,
+        }
+    }
+}
+
+impl From<http1::Cut> for CutReason {
+    fn from(cut: http1::Cut) -> Self {
+        match cut {
+            http1::Cut::Malformed => Self::Protocol,
+            http1::Cut::HeadTooLarge => Self::HeaderListTooLarge,
+        }
+    }
 }
 
 /// Counters that all receiving threads share. They are touched once per request, never per span.
@@ -33,6 +126,7 @@ pub(crate) struct Meters {
     connections_open: AtomicU64,
     connections_accepted: AtomicU64,
     connections_refused: AtomicU64,
+    connections_cut: [AtomicU64; CutReason::ALL.len()],
 }
 
 /// Every counter at one moment.
@@ -69,6 +163,9 @@ pub struct ProtocolSnapshot {
     pub connections_accepted: u64,
     /// Connections closed as they came, since `max_connections` were open.
     pub connections_refused: u64,
+    /// Connections cut off, by reason, in the order of [`CutReason::ALL`]. The portable driver counts none: its library
+    /// does not say why.
+    pub connections_cut: Vec<(CutReason, u64)>,
 }
 
 impl ReceiverMetrics {
@@ -110,8 +207,8 @@ impl Meters {
         }
     }
 
-    pub(crate) fn received(&self, wire_bytes: usize) {
-        add(&self.wire_bytes, wire_bytes as u64);
+    pub(crate) fn received(&self, wire_bytes: u64) {
+        add(&self.wire_bytes, wire_bytes);
     }
 
     pub(crate) fn opened(&self, body_bytes: usize) {
@@ -131,6 +228,10 @@ impl Meters {
         add(&self.connections_refused, 1);
     }
 
+    pub(crate) fn connection_cut(&self, reason: CutReason) {
+        add(&self.connections_cut[reason as usize], 1);
+    }
+
     fn snapshot(&self) -> ProtocolSnapshot {
         let Self {
             accepted,
@@ -143,6 +244,7 @@ impl Meters {
             connections_open,
             connections_accepted,
             connections_refused,
+            connections_cut,
         } = self;
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         ProtocolSnapshot {
@@ -156,6 +258,7 @@ impl Meters {
             connections_open: get(connections_open),
             connections_accepted: get(connections_accepted),
             connections_refused: get(connections_refused),
+            connections_cut: CutReason::ALL.into_iter().zip(connections_cut.iter().map(get)).collect(),
         }
     }
 }
@@ -165,5 +268,23 @@ impl ProtocolSnapshot {
     #[must_use]
     pub fn refused(&self, reason: Reason) -> u64 {
         self.requests_refused.iter().find(|(known, _)| *known == reason).map_or(0, |(_, count)| *count)
+    }
+
+    /// How many connections were cut off for `reason`.
+    #[must_use]
+    pub fn cut(&self, reason: CutReason) -> u64 {
+        self.connections_cut.iter().find(|(known, _)| *known == reason).map_or(0, |(_, count)| *count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_stand_where_they_are_counted() {
+        for (index, reason) in CutReason::ALL.into_iter().enumerate() {
+            assert_eq!(reason as usize, index, "{}", reason.as_str());
+        }
     }
 }

@@ -1,12 +1,16 @@
-//! The body of an answer: at most one piece of data and one set of trailers. Owns nothing else.
+//! An answer as the portable driver's HTTP library wants it: at most one piece of data and one set of trailers. Owns
+//! nothing else.
 
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::HeaderMap;
+use http::header::{CONNECTION, HeaderName};
+use http::{HeaderMap, HeaderValue, Response};
 use http_body::{Body, Frame, SizeHint};
+
+use crate::answer::{GRPC_TRAILERS, Plain};
 
 /// An answer's body.
 #[derive(Debug)]
@@ -16,16 +20,27 @@ pub(crate) struct Reply {
 }
 
 impl Reply {
-    pub(crate) fn empty() -> Self {
-        Self { data: None, trailers: None }
-    }
-
-    pub(crate) fn with_data(data: Bytes) -> Self {
-        Self { data: Some(data).filter(|data| !data.is_empty()), trailers: None }
-    }
-
-    pub(crate) fn with_trailers(data: Bytes, trailers: HeaderMap) -> Self {
-        Self { data: Some(data), trailers: Some(trailers) }
+    /// `plain` as a response.
+    pub(crate) fn response(plain: Plain) -> Response<Self> {
+        let Plain { status, fields, body, has_trailers, closes } = plain;
+        let trailers = has_trailers.then(|| {
+            let named = GRPC_TRAILERS
+                .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
+            HeaderMap::from_iter(named)
+        });
+        let data = Some(body).filter(|data| !data.is_empty() || has_trailers);
+        let mut response = Response::new(Self { data, trailers });
+        *response.status_mut() = status;
+        for (name, value) in fields {
+            // Whatever we say is printable; a value that were not is better left out than the answer.
+            if let Ok(value) = HeaderValue::from_str(&value) {
+                response.headers_mut().insert(name, value);
+            }
+        }
+        if closes {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
     }
 }
 

@@ -2,23 +2,217 @@
 //! clock. Drivers differ in how bytes come and go, and share everything here.
 
 use bytes::Bytes;
-use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
-use http::{HeaderMap, Method};
 use ingest_otlp::{Containers, decompress, json_to_protobuf, summarise};
-use store_model::{Encoding, SpanSummary, SymbolCache, Tenant, UnixNanos};
+use store_model::{Encoding, InvalidTenant, SpanSummary, SymbolCache, Tenant, UnixNanos};
 
 use crate::answer::{Form, Reason, Refusal};
 use crate::budget::Permit;
 use crate::intake::Received;
+use crate::metrics::Protocol;
 
 /// The one method of the trace service.
-const GRPC_PATH: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
-const HTTP_PATH: &str = "/v1/traces";
-const TENANT_HEADER: &str = "x-scope-orgid";
-const GRPC_ENCODING: &str = "grpc-encoding";
+const GRPC_PATH: &[u8] = b"/opentelemetry.proto.collector.trace.v1.TraceService/Export";
+const HTTP_PATH: &[u8] = b"/v1/traces";
 
 /// A summary list starts with room for this many spans and doubles: an SDK's batch is 512 at most by default.
 const SUMMARIES_FIRST: usize = 512;
+
+/// What may be said once. Twice is not a choice that is ours to make.
+#[derive(Debug, Default)]
+enum Once<T> {
+    #[default]
+    Never,
+    Said(T),
+    Twice,
+}
+
+impl<T> Once<T> {
+    fn say(&mut self, value: T) {
+        *self = match self {
+            Self::Never => Self::Said(value),
+            Self::Said(_) | Self::Twice => Self::Twice,
+        };
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Path {
+    #[default]
+    Unknown,
+    Grpc,
+    Http,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Media {
+    Http(Form),
+    Grpc,
+    /// gRPC, but not with protobuf in it.
+    OtherGrpc,
+    Other,
+}
+
+/// The fields of a head that mean something to us, gathered as they come. Nothing is allocated for a tenant seen before.
+#[derive(Debug, Default)]
+pub(crate) struct Fields {
+    is_post: bool,
+    path: Path,
+    media: Once<Media>,
+    grpc_encoding: Once<Option<Encoding>>,
+    content_encoding: Once<Option<Encoding>>,
+    content_length: Option<usize>,
+    tenant: Once<Result<Tenant, InvalidTenant>>,
+    /// The sender waits for `100 Continue` before it sends its body.
+    pub(crate) expects_continue: bool,
+}
+
+impl Fields {
+    /// Takes one field, its name in lower case; `:method` and `:path` among them.
+    pub(crate) fn add(&mut self, name: &[u8], value: &[u8], tenants: &mut Tenants) {
+        match name {
+            b":method" => self.is_post = value == b"POST",
+            b":path" => self.path = path(value),
+            b"content-type" => self.media.say(media(value)),
+            b"grpc-encoding" => self.grpc_encoding.say(encoding(value)),
+            b"content-encoding" => self.content_encoding.say(encoding(value)),
+            b"content-length" => {
+                self.content_length = str::from_utf8(value).ok().and_then(|digits| digits.parse().ok());
+            }
+            b"x-scope-orgid" => self.tenant.say(tenants.named(value)),
+            b"expect" => self.expects_continue = value.eq_ignore_ascii_case(b"100-continue"),
+            _ => {}
+        }
+    }
+
+    /// What is being spoken. gRPC needs HTTP/2's trailers; whatever comes by another way is asked about as HTTP.
+    pub(crate) fn protocol(&self, is_http2: bool) -> Protocol {
+        let is_grpc =
+            self.path == Path::Grpc || matches!(self.media, Once::Said(Media::Grpc | Media::OtherGrpc));
+        if is_http2 && is_grpc { Protocol::Grpc } else { Protocol::Http }
+    }
+
+    /// The form an OTLP/HTTP request is in, and its answer too; `None` for one we do not speak.
+    fn form(&self) -> Option<Form> {
+        match self.media {
+            Once::Said(Media::Http(form)) => Some(form),
+            _ => None,
+        }
+    }
+
+    /// The form of whatever is answered.
+    pub(crate) fn answer_form(&self) -> Form {
+        self.form().unwrap_or(Form::Protobuf)
+    }
+
+    /// What the head says about the body.
+    pub(crate) fn head(self, protocol: Protocol, tenants: &Tenants) -> Result<Head, Refusal> {
+        match protocol {
+            Protocol::Grpc => self.grpc_head(tenants),
+            Protocol::Http => self.http_head(tenants),
+        }
+    }
+
+    /// Whether `grpc-encoding` applies is for the message's compressed flag to say.
+    fn grpc_head(self, tenants: &Tenants) -> Result<Head, Refusal> {
+        if !self.is_post {
+            return Err(Refusal::new(Reason::Method, "only POST is served"));
+        }
+        if !matches!(self.media, Once::Said(Media::Grpc)) {
+            return Err(Refusal::new(Reason::ContentType, "content-type must be application/grpc"));
+        }
+        if self.path != Path::Grpc {
+            return Err(Refusal::new(Reason::Path, "unknown service or method"));
+        }
+        let encoding = known(self.grpc_encoding, "grpc-encoding")?;
+        Ok(Head { tenant: tenant(self.tenant, tenants)?, encoding, form: Form::Protobuf, declared: None })
+    }
+
+    fn http_head(self, tenants: &Tenants) -> Result<Head, Refusal> {
+        if self.path != Path::Http {
+            return Err(Refusal::new(Reason::Path, "only /v1/traces is served"));
+        }
+        if !self.is_post {
+            return Err(Refusal::new(Reason::Method, "only POST is served"));
+        }
+        let wanted = "content-type must be application/x-protobuf or application/json";
+        let form = self.form().ok_or_else(|| Refusal::new(Reason::ContentType, wanted))?;
+        let encoding = known(self.content_encoding, "content-encoding")?;
+        Ok(Head { tenant: tenant(self.tenant, tenants)?, encoding, form, declared: self.content_length })
+    }
+}
+
+/// A path without its query.
+fn path(target: &[u8]) -> Path {
+    let end = target.iter().position(|&byte| matches!(byte, b'?' | b'#')).unwrap_or(target.len());
+    match &target[..end] {
+        GRPC_PATH => Path::Grpc,
+        HTTP_PATH => Path::Http,
+        _ => Path::Unknown,
+    }
+}
+
+/// A content type without its parameters.
+fn media(value: &[u8]) -> Media {
+    const GRPC: &[u8] = b"application/grpc";
+    const KNOWN: [(&[u8], Media); 4] = [
+        (GRPC, Media::Grpc),
+        (b"application/grpc+proto", Media::Grpc),
+        (b"application/x-protobuf", Media::Http(Form::Protobuf)),
+        (b"application/json", Media::Http(Form::Json)),
+    ];
+    let name = value.split(|&byte| byte == b';').next().unwrap_or_default().trim_ascii();
+    if let Some((_, media)) = KNOWN.into_iter().find(|(known, _)| known.eq_ignore_ascii_case(name)) {
+        return media;
+    }
+    let is_grpc = name.get(..GRPC.len()).is_some_and(|start| start.eq_ignore_ascii_case(GRPC));
+    if is_grpc { Media::OtherGrpc } else { Media::Other }
+}
+
+fn encoding(token: &[u8]) -> Option<Encoding> {
+    match token {
+        b"gzip" => Some(Encoding::Gzip),
+        b"identity" => Some(Encoding::Identity),
+        b"zstd" => Some(Encoding::Zstd),
+        _ => Encoding::from_token(str::from_utf8(token).ok()?),
+    }
+}
+
+fn known(said: Once<Option<Encoding>>, name: &'static str) -> Result<Encoding, Refusal> {
+    match said {
+        Once::Never => Ok(Encoding::Identity),
+        Once::Said(Some(encoding)) => Ok(encoding),
+        // Two lines are a stack of encodings, which nobody needs and bombs like.
+        Once::Said(None) | Once::Twice => {
+            Err(Refusal::new(Reason::Encoding, format!("{name} must be one of identity, gzip, zstd")))
+        }
+    }
+}
+
+fn tenant(said: Once<Result<Tenant, InvalidTenant>>, tenants: &Tenants) -> Result<Tenant, Refusal> {
+    match said {
+        Once::Never => Ok(tenants.default.clone()),
+        Once::Said(Ok(tenant)) => Ok(tenant),
+        Once::Said(Err(error)) => Err(Refusal::new(Reason::Tenant, error.to_string())),
+        Once::Twice => Err(Refusal::new(Reason::Tenant, "x-scope-orgid must be given once")),
+    }
+}
+
+/// The tenants a core has just seen, so that their next request allocates no name.
+#[derive(Debug, Default)]
+pub(crate) struct Tenants {
+    default: Tenant,
+    last: Tenant,
+}
+
+impl Tenants {
+    fn named(&mut self, name: &[u8]) -> Result<Tenant, InvalidTenant> {
+        if self.last.as_str().as_bytes() != name {
+            // The rule allows ASCII only, so bytes that are no text break it.
+            self.last = Tenant::new(str::from_utf8(name).unwrap_or_default())?;
+        }
+        Ok(self.last.clone())
+    }
+}
 
 /// What a head says about its body.
 #[derive(Debug)]
@@ -30,41 +224,6 @@ pub(crate) struct Head {
 }
 
 impl Head {
-    /// Of a gRPC call. Whether `grpc-encoding` applies is for the message's compressed flag to say.
-    pub(crate) fn of_grpc(method: &Method, path: &str, headers: &HeaderMap) -> Result<Self, Refusal> {
-        if method != Method::POST {
-            return Err(Refusal::new(Reason::Method, "only POST is served"));
-        }
-        if !matches!(media_type(headers), Some("application/grpc" | "application/grpc+proto")) {
-            return Err(Refusal::new(Reason::ContentType, "content-type must be application/grpc"));
-        }
-        if path != GRPC_PATH {
-            return Err(Refusal::new(Reason::Path, "unknown service or method"));
-        }
-        let encoding = encoding(headers, GRPC_ENCODING)?;
-        Ok(Self { tenant: tenant(headers)?, encoding, form: Form::Protobuf, declared: None })
-    }
-
-    /// Of an OTLP/HTTP request whose content type was found to mean `form`.
-    pub(crate) fn of_http(
-        method: &Method,
-        path: &str,
-        headers: &HeaderMap,
-        form: Option<Form>,
-    ) -> Result<Self, Refusal> {
-        if path != HTTP_PATH {
-            return Err(Refusal::new(Reason::Path, "only /v1/traces is served"));
-        }
-        if method != Method::POST {
-            return Err(Refusal::new(Reason::Method, "only POST is served"));
-        }
-        let wanted = "content-type must be application/x-protobuf or application/json";
-        let form = form.ok_or_else(|| Refusal::new(Reason::ContentType, wanted))?;
-        let encoding = encoding(headers, CONTENT_ENCODING.as_str())?;
-        let declared = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
-        Ok(Self { tenant: tenant(headers)?, encoding, form, declared })
-    }
-
     /// A gRPC message says for itself whether it is compressed.
     pub(crate) fn with_compressed_flag(self, compressed: bool) -> Result<Self, Refusal> {
         match (compressed, self.encoding) {
@@ -75,54 +234,6 @@ impl Head {
             (true, _) => Ok(self),
             (false, _) => Ok(Self { encoding: Encoding::Identity, ..self }),
         }
-    }
-}
-
-/// The form an OTLP/HTTP request is in, and its answer too; `None` for one we do not speak.
-pub(crate) fn form(headers: &HeaderMap) -> Option<Form> {
-    match media_type(headers)? {
-        "application/x-protobuf" => Some(Form::Protobuf),
-        "application/json" => Some(Form::Json),
-        _ => None,
-    }
-}
-
-/// The content type without its parameters; `None` when there is not exactly one.
-fn media_type(headers: &HeaderMap) -> Option<&'static str> {
-    const KNOWN: [&str; 4] =
-        ["application/x-protobuf", "application/json", "application/grpc", "application/grpc+proto"];
-    let value = only(headers, CONTENT_TYPE.as_str()).ok()??;
-    let name = value.split(';').next()?.trim();
-    KNOWN.into_iter().find(|known| known.eq_ignore_ascii_case(name))
-}
-
-fn encoding(headers: &HeaderMap, name: &'static str) -> Result<Encoding, Refusal> {
-    let known = match only(headers, name) {
-        Ok(None) => Some(Encoding::Identity),
-        Ok(Some(token)) => Encoding::from_token(token),
-        // Two lines are a stack of encodings, which nobody needs and bombs like.
-        Err(NotOne) => None,
-    };
-    known.ok_or_else(|| Refusal::new(Reason::Encoding, format!("{name} must be one of identity, gzip, zstd")))
-}
-
-fn tenant(headers: &HeaderMap) -> Result<Tenant, Refusal> {
-    match only(headers, TENANT_HEADER) {
-        Ok(None) => Ok(Tenant::default()),
-        Ok(Some(name)) => Tenant::new(name).map_err(|error| Refusal::new(Reason::Tenant, error.to_string())),
-        Err(NotOne) => Err(Refusal::new(Reason::Tenant, "x-scope-orgid must be given once, in ASCII")),
-    }
-}
-
-/// A header that was given twice, or whose value is no text.
-struct NotOne;
-
-fn only<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>, NotOne> {
-    let mut values = headers.get_all(name).iter();
-    match (values.next(), values.next()) {
-        (None, _) => Ok(None),
-        (Some(value), None) => value.to_str().map(Some).map_err(|_not_text| NotOne),
-        (Some(_), Some(_)) => Err(NotOne),
     }
 }
 
@@ -165,7 +276,8 @@ pub(crate) fn open(
         return Err(refusal.with_spans(u64::from(walked.accepted) + u64::from(refused)));
     }
     let summaries = summaries.list;
-    let received = Received { tenant, arrived_at: now, encoding, stored, body, containers, summaries, refused };
+    let received =
+        Received { tenant, arrived_at: now, encoding, stored, body, containers, summaries, refused };
     Ok(Opened { received, because })
 }
 

@@ -4,12 +4,12 @@
 use std::cell::Cell;
 use std::convert::Infallible;
 use std::future::Future;
-use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use hyper::Request;
+use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -21,6 +21,7 @@ use super::core::Core;
 use super::{Stop, grpc, http};
 use crate::config::ReceiverConfig;
 use crate::metrics::Protocol;
+use crate::shared::{Slot, is_of_one_connection};
 
 /// Nobody sends one: its channel ends when the last connection does.
 pub(crate) enum Gone {}
@@ -55,7 +56,7 @@ pub(crate) async fn accept(
     mut stop: watch::Receiver<Stop>,
     alive: mpsc::Sender<Gone>,
 ) {
-    let server = Rc::new(server(protocol, &core.shared.config));
+    let server = Rc::new(server(&core.shared.config));
     loop {
         let accepted = select! {
             biased;
@@ -64,10 +65,12 @@ pub(crate) async fn accept(
         };
         match accepted {
             Ok((stream, _peer)) => {
-                let Some(slot) = Slot::take(&core, protocol) else { continue };
-                let (server, stop, alive) = (Rc::clone(&server), stop.clone(), alive.clone());
+                let Some(slot) = Slot::take(&core.shared, protocol) else { continue };
+                let (core, server, stop, alive) =
+                    (Rc::clone(&core), Rc::clone(&server), stop.clone(), alive.clone());
                 task::spawn_local(async move {
-                    serve(slot, server, stream, stop).await;
+                    serve(core, server, stream, stop).await;
+                    drop(slot);
                     drop(alive);
                 });
             }
@@ -77,40 +80,6 @@ pub(crate) async fn accept(
                 time::sleep(ACCEPT_RETRY).await;
             }
         }
-    }
-}
-
-/// The peer gave up while it waited: no reason to pause.
-fn is_of_one_connection(error: &io::Error) -> bool {
-    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
-    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
-}
-
-/// One of `max_connections`, given back when dropped.
-struct Slot {
-    core: Rc<Core>,
-    protocol: Protocol,
-}
-
-impl Slot {
-    /// `None` when all are taken.
-    fn take(core: &Rc<Core>, protocol: Protocol) -> Option<Self> {
-        let most = core.shared.config.max_connections;
-        // Relaxed: the number guards no other memory.
-        if core.shared.connections.fetch_add(1, Ordering::Relaxed) >= most {
-            core.shared.connections.fetch_sub(1, Ordering::Relaxed);
-            core.meters(protocol).connection_refused();
-            return None;
-        }
-        core.meters(protocol).connection_opened();
-        Some(Self { core: Rc::clone(core), protocol })
-    }
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        self.core.shared.connections.fetch_sub(1, Ordering::Relaxed);
-        self.core.meters(self.protocol).connection_closed();
     }
 }
 
@@ -139,12 +108,12 @@ impl Drop for Open {
 }
 
 async fn serve(
-    slot: Slot,
+    core: Rc<Core>,
     server: Rc<auto::Builder<OnCore>>,
     stream: TcpStream,
     mut stop: watch::Receiver<Stop>,
 ) {
-    let config = &slot.core.shared.config;
+    let config = &core.shared.config;
     // The first byte is awaited here, since nothing further down has a deadline for it. Peeking, because tokio calls a
     // fresh socket readable on suspicion.
     let mut first = [0];
@@ -160,13 +129,15 @@ async fn serve(
     // Answers are small and awaited: they must not linger for more to join them. Failing only costs time.
     drop(stream.set_nodelay(true));
     let activity = Rc::new(Activity::default());
-    let (core, protocol, of_service) = (Rc::clone(&slot.core), slot.protocol, Rc::clone(&activity));
-    let service = service_fn(move |request| {
-        let (core, open) = (Rc::clone(&core), of_service.begin());
+    let (of_core, of_service) = (Rc::clone(&core), Rc::clone(&activity));
+    let service = service_fn(move |request: Request<Incoming>| {
+        let (core, open) = (Rc::clone(&of_core), of_service.begin());
         async move {
+            let (parts, body) = request.into_parts();
+            let (protocol, fields) = core.fields(&parts);
             let response = match protocol {
-                Protocol::Grpc => grpc::answer(&core, request).await,
-                Protocol::Http => http::answer(&core, request).await,
+                Protocol::Grpc => grpc::answer(&core, fields, body).await,
+                Protocol::Http => http::answer(&core, parts.version, fields, body).await,
             };
             drop(open);
             Ok::<_, Infallible>(response)
@@ -187,7 +158,7 @@ impl<F: Future<Output: 'static> + 'static> hyper::rt::Executor<F> for OnCore {
     }
 }
 
-fn server(protocol: Protocol, config: &ReceiverConfig) -> auto::Builder<OnCore> {
+fn server(config: &ReceiverConfig) -> auto::Builder<OnCore> {
     let mut server = auto::Builder::new(OnCore);
     server
         .http1()
@@ -207,12 +178,8 @@ fn server(protocol: Protocol, config: &ReceiverConfig) -> auto::Builder<OnCore> 
         .max_local_error_reset_streams(LOCAL_RESETS_MAX)
         .max_send_buf_size(SEND_BUFFER_BYTES_MAX)
         .keep_alive_interval(PING_INTERVAL)
-        .keep_alive_timeout(PING_TIMEOUT)
-        .auto_date_header(protocol == Protocol::Http);
-    match protocol {
-        Protocol::Grpc => server.http2_only(),
-        Protocol::Http => server,
-    }
+        .keep_alive_timeout(PING_TIMEOUT);
+    server
 }
 
 /// Drives `connection` to its end, and asks it to go on stop, when it was idle for a whole `idle_timeout`, or when it is

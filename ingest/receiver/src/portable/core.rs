@@ -3,12 +3,9 @@
 
 use std::cell::RefCell;
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 use std::sync::mpsc::SyncSender;
-use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::BodyExt;
@@ -20,36 +17,20 @@ use tokio::{pin, select, task, time};
 
 use super::Stop;
 use super::connection::{self, Gone};
-use super::listen::Listeners;
 use crate::answer::{Answer, Reason, Refusal};
-use crate::budget::{Budget, Permit};
-use crate::config::ReceiverConfig;
-use crate::intake::{Done, Intake, Outcome};
-use crate::metrics::{Meters, Protocol, ReceiverMetrics};
-use crate::request::{self, Head, Opened};
-
-/// A body must advance this much per second, or its sender is holding memory hostage.
-const BODY_BYTES_PER_SECOND_MIN: u64 = 1 << 10;
-
-/// What a request costs beside its body: its task and its stream. Counted too, or a sender could hold as many requests
-/// without a body as it likes.
-const REQUEST_BYTES: usize = 4 << 10;
-
-/// What all cores share.
-pub(crate) struct Shared {
-    pub(crate) config: ReceiverConfig,
-    pub(crate) intake: Arc<dyn Intake>,
-    pub(crate) budget: Arc<Budget>,
-    pub(crate) metrics: Arc<ReceiverMetrics>,
-    /// Open connections of all cores.
-    pub(crate) connections: AtomicUsize,
-}
+use crate::budget::Permit;
+use crate::intake::{Done, Outcome};
+use crate::listen::Listeners;
+use crate::metrics::{Meters, Protocol};
+use crate::request::{Fields, Head, Tenants};
+use crate::shared::{Opening, Shared};
 
 /// One receiving thread's state.
 pub(crate) struct Core {
     index: usize,
     pub(crate) shared: Arc<Shared>,
     symbols: RefCell<SymbolCache>,
+    pub(crate) tenants: RefCell<Tenants>,
     orphans: mpsc::UnboundedSender<Submitted>,
     orphaned: RefCell<Option<mpsc::UnboundedReceiver<Submitted>>>,
 }
@@ -95,7 +76,7 @@ pub(crate) async fn run(
     drop(ready.send(Ok(())));
     let grace = match stop.wait_for(Option::is_some).await {
         Ok(asked) => asked.unwrap_or_default(),
-        Err(_dropped) => Duration::ZERO,
+        Err(_dropped) => std::time::Duration::ZERO,
     };
     // Every accept loop and connection holds a sender of this channel; it ends with the last of them.
     if time::timeout(grace, all_gone.recv()).await.is_err() {
@@ -113,24 +94,24 @@ impl Core {
         // Unbounded in form only: what is in it holds permits, and those are bounded.
         let (orphans, orphaned) = mpsc::unbounded_channel();
         let symbols = RefCell::new(shared.intake.symbols().cache());
-        Rc::new(Self { index, shared, symbols, orphans, orphaned: RefCell::new(Some(orphaned)) })
+        let (tenants, orphaned) = (RefCell::default(), RefCell::new(Some(orphaned)));
+        Rc::new(Self { index, shared, symbols, tenants, orphans, orphaned })
     }
 
     pub(crate) fn meters(&self, protocol: Protocol) -> &Meters {
         self.shared.metrics.of(protocol)
     }
 
-    /// The permit of a request whose head was accepted.
-    pub(crate) fn permit(&self) -> Result<Permit, Refusal> {
-        let mut permit = self.shared.budget.permit();
-        permit.grow(REQUEST_BYTES)?;
-        Ok(permit)
-    }
-
-    /// Whether to read a body at all.
-    pub(crate) fn admit(&self) -> Result<(), Refusal> {
-        let outcome = self.shared.intake.ready().err();
-        outcome.and_then(Refusal::from_outcome).map_or(Ok(()), Err)
+    /// What `parts` say, and what is being spoken.
+    pub(crate) fn fields(&self, parts: &http::request::Parts) -> (Protocol, Fields) {
+        let mut tenants = self.tenants.borrow_mut();
+        let mut fields = Fields::default();
+        fields.add(b":method", parts.method.as_str().as_bytes(), &mut tenants);
+        fields.add(b":path", parts.uri.path().as_bytes(), &mut tenants);
+        for (name, value) in &parts.headers {
+            fields.add(name.as_str().as_bytes(), value.as_bytes(), &mut tenants);
+        }
+        (fields.protocol(parts.version == http::Version::HTTP_2), fields)
     }
 
     /// Reads a body to its end, giving each piece to `push`.
@@ -141,7 +122,7 @@ impl Core {
         mut push: impl FnMut(&[u8]) -> Result<(), Refusal>,
     ) -> Result<(), Refusal> {
         let period = self.shared.config.body_timeout;
-        let advance_min = period.as_secs().max(1).saturating_mul(BODY_BYTES_PER_SECOND_MIN);
+        let advance_min = self.shared.body_advance_min();
         let (mut received, mut due) = (0_u64, advance_min);
         let deadline = time::sleep(period);
         pin!(deadline);
@@ -165,7 +146,7 @@ impl Core {
                 Some(Ok(frame)) => {
                     let Some(data) = frame.data_ref() else { continue };
                     received += data.len() as u64;
-                    self.meters(protocol).received(data.len());
+                    self.meters(protocol).received(data.len() as u64);
                     push(data)?;
                 }
             }
@@ -173,52 +154,17 @@ impl Core {
     }
 
     /// Takes a complete body through to its answer, and counts it.
-    pub(crate) async fn take(&self, protocol: Protocol, head: Head, stored: Bytes, permit: Permit) -> Answer {
-        let tenant = head.tenant.clone();
-        match self.open(protocol, head, stored, permit) {
-            Err(refusal) => {
-                if refusal.spans > 0 {
-                    self.shared.intake.refuse(&tenant, refusal.spans);
-                }
-                self.answered(protocol, Answer::Refused(refusal), 0)
-            }
-            Ok((Opened { received, because }, _permit)) if received.summaries.is_empty() => {
-                if received.refused > 0 {
-                    self.shared.intake.refuse(&tenant, u64::from(received.refused));
-                }
-                self.answered(protocol, Answer::Accepted { refused: received.refused, because }, 0)
-            }
-            Ok((Opened { received, because }, permit)) => {
-                let (done, outcome) = Done::awaited();
-                let (spans, refused) = (received.summaries.len() as u64, received.refused);
-                let submitted = Submitted { outcome, protocol, spans, refused, because, _permit: permit };
-                self.shared.intake.submit(self.index, received, done);
-                Waiting { core: self, submitted: Some(submitted) }.answer().await
-            }
-        }
-    }
-
-    fn open(
-        &self,
-        protocol: Protocol,
-        head: Head,
-        stored: Bytes,
-        mut permit: Permit,
-    ) -> Result<(Opened, Permit), Refusal> {
-        let Shared { config, intake, .. } = &*self.shared;
-        let now = intake.now();
-        let opening = || {
-            let mut symbols = self.symbols.borrow_mut();
-            request::open(head, stored, config.request_bytes_max, &mut permit, &mut symbols, now)
+    pub(crate) async fn take(&self, protocol: Protocol, body: (Head, Bytes, Permit)) -> Answer {
+        let opening = self.shared.open(self.index, protocol, body, &mut self.symbols.borrow_mut());
+        let (received, because, permit) = match opening {
+            Opening::Answered(answer) => return self.answered(protocol, answer, 0),
+            Opening::Store { received, because, permit } => (received, because, permit),
         };
-        // The walk is the one place where a sender's bytes steer our code. A mistake there must cost one request, not
-        // the core; nothing of it is half done, since it only fills values of its own.
-        let opened = catch_unwind(AssertUnwindSafe(opening)).unwrap_or_else(|_panic| {
-            tracing::error!(core = self.index, "a request body made the receiver panic");
-            Err(Refusal::new(Reason::Internal, "the request could not be read"))
-        })?;
-        self.meters(protocol).opened(opened.received.body.len());
-        Ok((opened, permit))
+        let (done, outcome) = Done::awaited();
+        let (spans, refused) = (received.summaries.len() as u64, received.refused);
+        let submitted = Submitted { outcome, protocol, spans, refused, because, _permit: permit };
+        self.shared.submit(self.index, received, done);
+        Waiting { core: self, submitted: Some(submitted) }.answer().await
     }
 
     /// Counts `answer` on its way out.

@@ -3,50 +3,51 @@
 
 use std::time::Duration;
 
-use http::header::EXPECT;
-use http::{Request, Response, Version};
+use http::{Response, Version};
 use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
 use tokio::{task, time};
 
 use super::core::Core;
-use crate::answer::{Answer, Form, Reason, Refusal};
+use crate::answer::{Answer, Reason, Refusal};
 use crate::body::Buffer;
 use crate::budget::Permit;
 use crate::metrics::Protocol;
 use crate::reply::Reply;
-use crate::request::{self, Head};
+use crate::request::{Fields, Head};
 
 /// How long the rest of a refused body is read and thrown away.
 const LINGER: Duration = Duration::from_secs(5);
 
-pub(crate) async fn answer(core: &Core, request: Request<Incoming>) -> Response<Reply> {
-    let form = request::form(request.headers());
-    let (parts, mut body) = request.into_parts();
-    let answer = match receive(core, &parts, form, &mut body).await {
-        Ok((head, stored, permit)) => core.take(Protocol::Http, head, stored, permit).await,
+pub(crate) async fn answer(
+    core: &Core,
+    version: Version,
+    fields: Fields,
+    mut body: Incoming,
+) -> Response<Reply> {
+    let (form, expects_continue) = (fields.answer_form(), fields.expects_continue);
+    let answer = match receive(core, fields, &mut body).await {
+        Ok(body) => core.take(Protocol::Http, body).await,
         Err(refusal) => {
             // A sender that was promised "100 Continue" first has sent nothing yet, and shall not.
-            let is_sending = parts.version < Version::HTTP_2 && !parts.headers.contains_key(EXPECT);
+            let is_sending = version < Version::HTTP_2 && !expects_continue;
             if is_sending && !body.is_end_stream() && refusal.reason != Reason::Timeout {
                 linger(core, body);
             }
             core.answered(Protocol::Http, Answer::Refused(refusal), 0)
         }
     };
-    answer.http(form.unwrap_or(Form::Protobuf))
+    Reply::response(answer.http(form))
 }
 
 /// Up to a complete body.
 async fn receive(
     core: &Core,
-    parts: &http::request::Parts,
-    form: Option<Form>,
+    fields: Fields,
     body: &mut Incoming,
 ) -> Result<(Head, bytes::Bytes, Permit), Refusal> {
-    let head = Head::of_http(&parts.method, parts.uri.path(), &parts.headers, form)?;
-    core.admit()?;
-    let mut buffer = Buffer::new(head.declared, core.shared.config.request_bytes_max, core.permit()?)?;
+    let head = fields.head(Protocol::Http, &core.tenants.borrow())?;
+    let mut buffer = Buffer::new(head.declared, core.shared.config.request_bytes_max, core.shared.admit()?)?;
     core.read(Protocol::Http, body, |piece| buffer.push(piece)).await?;
     let (stored, permit) = buffer.finish();
     Ok((head, stored, permit))

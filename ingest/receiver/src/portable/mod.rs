@@ -6,10 +6,8 @@ mod connection;
 mod core;
 mod grpc;
 mod http;
-mod listen;
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -17,13 +15,13 @@ use std::{fmt, io};
 
 use tokio::sync::watch;
 
-use self::core::{Core, Shared};
-use self::listen::Listeners;
-use crate::budget::Budget;
+use self::core::Core;
 use crate::config::ReceiverConfig;
 use crate::error::Error;
 use crate::intake::{Driver, Endpoints, Intake};
+use crate::listen::{self, Listeners};
 use crate::metrics::ReceiverMetrics;
+use crate::shared::Shared;
 
 /// How long a stop may take: `None` while nobody asked for one.
 type Stop = Option<Duration>;
@@ -48,13 +46,7 @@ pub fn start(
     config.check()?;
     let cores = config.cores.max(1);
     let (endpoints, listeners) = listen::bind(config, cores)?;
-    let shared = Arc::new(Shared {
-        config: config.clone(),
-        intake,
-        budget: Budget::new(config.inflight_bytes_max, Arc::clone(&metrics)),
-        metrics,
-        connections: AtomicUsize::new(0),
-    });
+    let shared = Shared::new(config, intake, metrics);
     let (stop, stopped) = watch::channel(None);
     let mut portable = Portable { endpoints, stop, threads: Vec::with_capacity(cores) };
     for (core, listeners) in listeners.into_iter().enumerate() {
@@ -98,8 +90,8 @@ impl Driver for Portable {
         self.endpoints
     }
 
-    fn stop(self, grace: Duration) {
-        let Self { endpoints: _, stop, threads } = self;
+    fn stop(self: Box<Self>, grace: Duration) {
+        let Self { endpoints: _, stop, threads } = *self;
         stop.send_replace(Some(grace));
         for thread in threads {
             let name = thread.thread().name().unwrap_or_default().to_owned();

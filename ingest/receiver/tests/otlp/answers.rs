@@ -11,7 +11,7 @@ use prost::Message;
 use store_model::Encoding;
 use tonic::Code;
 
-use crate::support::{
+use super::support::{
     GRPC_PATH, Heard, Mood, NOW, Pieces, RpcStatus, Server, all_bad, call, framed, gzip, http_request,
     request_of, serve, spans, two_good_one_bad, zstd,
 };
@@ -274,7 +274,7 @@ async fn a_message_in_many_frames_is_one_message() {
     let server = serve();
     let body = spans(50);
     let pieces = framed(0, &body).chunks(7).map(Bytes::copy_from_slice).collect();
-    let request = crate::support::grpc_request(&[], Pieces::of(pieces));
+    let request = super::support::grpc_request(&[], Pieces::of(pieces));
     call(server.grpc_address(), Version::HTTP_2, request).await.grpc_message();
     assert_eq!(&server.intake.only().body[..], &body[..]);
 }

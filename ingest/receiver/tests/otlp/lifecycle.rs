@@ -13,7 +13,7 @@ use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
-use crate::support::{
+use super::support::{
     GRPC_PATH, Mood, Pieces, RpcStatus, config, connect_h2, framed, grpc_request, hear, serve, serve_with,
     spans, until,
 };
@@ -26,8 +26,8 @@ async fn stop_finishes_what_is_in_flight_and_refuses_what_is_new() {
     let stored = tokio::spawn(sender.send_request(grpc_request(&[], Pieces::whole(framed(0, &spans(1))))));
     let address = server.http_address();
     let over_http = tokio::spawn({
-        let request = crate::support::http_request(&[], Pieces::whole(spans(2)));
-        crate::support::call(address, Version::HTTP_11, request)
+        let request = super::support::http_request(&[], Pieces::whole(spans(2)));
+        super::support::call(address, Version::HTTP_11, request)
     });
     server.intake.holds(2).await;
 
@@ -86,9 +86,9 @@ async fn two_cores_share_one_port() {
 fn an_address_in_use_is_an_error_and_leaves_nothing_running() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let config = ReceiverConfig { http: taken.local_addr().ok(), ..config() };
-    let (intake, metrics) = crate::support::fake();
+    let (intake, metrics) = super::support::fake();
     let weak = Arc::downgrade(&intake);
-    let started = ingest_receiver::portable::start(&config, intake, metrics);
+    let started = ingest_receiver::start(&config, intake, metrics);
     assert!(matches!(started, Err(Error::Listen { address, .. }) if Some(address) == config.http));
     assert_eq!(weak.strong_count(), 0);
 }

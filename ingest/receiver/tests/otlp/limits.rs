@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tonic::Code;
 
-use crate::support::{
+use super::support::{
     Mood, Pieces, RpcStatus, Server, call, config, connect_h2, framed, grpc_request, hear, http_request,
     serve, serve_with, spans, until,
 };
@@ -257,7 +257,8 @@ async fn a_panic_costs_one_request_and_not_the_core() {
     server.intake.feels(Mood::Panic);
     let mut sender = connect_h2(server.grpc_address()).await;
     let request = || grpc_request(&[], Pieces::whole(framed(0, &spans(1))));
-    assert!(sender.send_request(request()).await.is_err());
+    let status = hear(sender.send_request(request()).await.unwrap()).await.grpc_status();
+    assert_eq!(status.code(), Code::Unavailable);
     server.intake.feels(Mood::Answer(Outcome::Stored));
     hear(sender.send_request(request()).await.unwrap()).await.grpc_message();
     nothing_in_flight(&server).await;

@@ -19,7 +19,6 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use ingest_otlp::messages::{
     ExportTraceServiceRequest, ExportTraceServiceResponse, ResourceSpans, ScopeSpans, Span,
 };
-use ingest_receiver::portable::{self, Portable};
 use ingest_receiver::{
     Done, Driver, Endpoints, Intake, Outcome, Received, ReceiverConfig, ReceiverMetrics, ReceiverSnapshot,
 };
@@ -125,7 +124,7 @@ impl Intake for Fake {
 
 /// A receiver on free ports; it stops when dropped.
 pub(crate) struct Server {
-    driver: Option<Portable>,
+    driver: Option<Box<dyn Driver>>,
     pub(crate) endpoints: Endpoints,
     pub(crate) intake: Arc<Fake>,
     pub(crate) metrics: Arc<ReceiverMetrics>,
@@ -133,7 +132,7 @@ pub(crate) struct Server {
 
 pub(crate) fn config() -> ReceiverConfig {
     let any = Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
-    ReceiverConfig { grpc: any, http: any, cores: 1, ..ReceiverConfig::default() }
+    ReceiverConfig { grpc: any, http: any, cores: 1, driver: super::DRIVER, ..ReceiverConfig::default() }
 }
 
 pub(crate) fn serve() -> Server {
@@ -156,7 +155,7 @@ pub(crate) fn fake() -> (Arc<Fake>, Arc<ReceiverMetrics>) {
 pub(crate) fn serve_with(config: &ReceiverConfig) -> Server {
     let (intake, metrics) = fake();
     let seam: Arc<dyn Intake> = Arc::<Fake>::clone(&intake);
-    let driver = portable::start(config, seam, Arc::clone(&metrics)).unwrap();
+    let driver = ingest_receiver::start(config, seam, Arc::clone(&metrics)).unwrap().driver;
     let endpoints = driver.endpoints();
     Server { driver: Some(driver), endpoints, intake, metrics }
 }

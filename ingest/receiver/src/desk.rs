@@ -1,0 +1,113 @@
+//! One receiving thread's side of its requests, connections aside: bodies are opened here, handed to the intake, and
+//! their answers come back here. Sans-I/O: it reads no socket and no clock of its own.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use store_model::{SymbolCache, UnixNanos};
+
+use crate::answer::{Answer, Form, Refusal};
+use crate::budget::Permit;
+use crate::http2::StreamId;
+use crate::inbox::{Inbox, Ticket};
+use crate::intake::{Done, Outcome};
+use crate::metrics::Protocol;
+use crate::request::{Head, Tenants};
+use crate::shared::{Opening, Shared};
+use crate::slab::{Key, Slab};
+
+/// Where an answer goes, and its form there.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Return {
+    pub(crate) connection: Key,
+    pub(crate) stream: StreamId,
+    pub(crate) protocol: Protocol,
+    pub(crate) form: Form,
+}
+
+/// A request that the intake has. Its memory stays counted until it is answered, even if its sender is gone: else a
+/// sender that leaves early would hold more than the budget.
+struct Submitted {
+    back: Return,
+    spans: u64,
+    refused: u32,
+    because: &'static str,
+    _permit: Permit,
+}
+
+/// One receiving thread's state.
+pub(crate) struct Desk {
+    core: usize,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) inbox: Arc<Inbox>,
+    pub(crate) tenants: Tenants,
+    symbols: SymbolCache,
+    submitted: Slab<Submitted>,
+    /// Answers that were known while a connection was still reading. Empty between two calls of it.
+    pub(crate) due: Vec<(Return, Answer)>,
+    date: (u64, String),
+}
+
+impl Desk {
+    pub(crate) fn new(core: usize, shared: Arc<Shared>, inbox: Arc<Inbox>) -> Self {
+        let symbols = shared.intake.symbols().cache();
+        let (tenants, submitted, due) = (Tenants::default(), Slab::default(), Vec::new());
+        Self { core, shared, inbox, tenants, symbols, submitted, due, date: (0, String::new()) }
+    }
+
+    /// Takes a complete body through to its answer, or to the intake, whose answer comes with the inbox.
+    pub(crate) fn take(&mut self, back: Return, body: (Head, Bytes, Permit)) -> Option<Answer> {
+        let opening = self.shared.open(self.core, back.protocol, body, &mut self.symbols);
+        let (received, because, permit) = match opening {
+            Opening::Answered(answer) => return Some(self.counted(back.protocol, answer, 0)),
+            Opening::Store { received, because, permit } => (received, because, permit),
+        };
+        let (spans, refused) = (received.summaries.len() as u64, received.refused);
+        let submitted = Submitted { back, spans, refused, because, _permit: permit };
+        let ticket = Ticket(self.submitted.insert_with(|_| submitted).to_bits());
+        self.shared.submit(self.core, received, Done::to_inbox(Arc::clone(&self.inbox), ticket));
+        None
+    }
+
+    /// What `outcome` means for the request behind `ticket`.
+    pub(crate) fn answered(&mut self, ticket: Ticket, outcome: Outcome) -> Option<(Return, Answer)> {
+        let submitted = self.submitted.remove(Key::from_bits(ticket.0))?;
+        let Submitted { back, spans, refused, because, _permit } = submitted;
+        let answer = match Refusal::from_outcome(outcome) {
+            None => self.counted(back.protocol, Answer::Accepted { refused, because }, spans),
+            Some(refusal) => {
+                let refusal = refusal.with_spans(spans + u64::from(refused));
+                self.counted(back.protocol, Answer::Refused(refusal), 0)
+            }
+        };
+        Some((back, answer))
+    }
+
+    /// Counts and keeps the refusal of a request that never became complete.
+    pub(crate) fn refuse(&mut self, back: Return, refusal: Refusal) {
+        let answer = self.counted(back.protocol, Answer::Refused(refusal), 0);
+        self.due.push((back, answer));
+    }
+
+    /// Counts `answer` on its way out.
+    pub(crate) fn counted(&self, protocol: Protocol, answer: Answer, spans: u64) -> Answer {
+        self.shared.metrics.of(protocol).answered(&answer, spans);
+        answer
+    }
+
+    /// Requests that wait for their answer.
+    pub(crate) fn waiting(&self) -> usize {
+        self.submitted.len()
+    }
+
+    /// Now in HTTP's words.
+    pub(crate) fn date(&mut self) -> &str {
+        let UnixNanos(nanos) = self.shared.intake.now();
+        let seconds = nanos / 1_000_000_000;
+        if self.date.0 != seconds || self.date.1.is_empty() {
+            let now = std::time::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
+            self.date = (seconds, httpdate::fmt_http_date(now));
+        }
+        &self.date.1
+    }
+}

@@ -1,0 +1,14 @@
+//! Every test of this folder against the epoll driver.
+
+use ingest_receiver::DriverChoice;
+
+const DRIVER: DriverChoice = DriverChoice::Epoll;
+
+#[path = "answers.rs"]
+mod answers;
+#[path = "lifecycle.rs"]
+mod lifecycle;
+#[path = "limits.rs"]
+mod limits;
+#[path = "support.rs"]
+mod support;
