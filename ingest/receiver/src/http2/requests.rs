@@ -3,7 +3,7 @@
 //! request is `head`'s.
 
 use super::connection::{Http2, Io, Leaving, PARTIAL_BYTES_KEPT, broken, bytes};
-use super::frame::{self, FrameHeader, WINDOW_DEFAULT, flag};
+use super::frame::{self, FRAME_BYTES_DEFAULT, FrameHeader, WINDOW_DEFAULT, flag};
 use super::head::{Head, trimmed};
 use super::hpack::ENTRY_OVERHEAD;
 use super::streams::{End, Stream};
@@ -36,6 +36,10 @@ enum Fate {
 impl Http2 {
     /// A header block is bounded before a byte of it is kept.
     pub(super) fn bound_block(&mut self, header: FrameHeader) -> Result<(), Cut> {
+        // No list we announced to take needs a larger frame: "any limit defined for the frame type", section 4.2.
+        if bytes(header.length) > self.limits.header_list_bytes_max.max(bytes(FRAME_BYTES_DEFAULT)) {
+            return Err(broken(ErrorCode::FrameSizeError));
+        }
         let most = BLOCK_FACTOR * self.limits.header_list_bytes_max;
         if self.block_bytes.len() + bytes(header.length) > most {
             return Err(Cut::HeaderListTooLarge);

@@ -2,7 +2,7 @@
 
 use super::support::{POST, Server, Told, Written, block, data, frame, request, settings, window_update};
 use crate::http2::frame::{flag, kind, setting};
-use crate::http2::{Cut, Limits};
+use crate::http2::{Cut, ErrorCode, Limits};
 use store_model::Monotonic;
 
 /// Sends `frames(n)` for n = 0, 1, ... until the server has had enough; returns why and at which one.
@@ -94,16 +94,18 @@ fn continuation_without_end_is_cut_by_number_and_by_size() {
     };
     assert_eq!(flood(limits, |n| begin(n, &[])), Some((Cut::ContinuationFlood, 11)));
     assert_eq!(flood(limits, |n| begin(n, &[0; 4096])), Some((Cut::HeaderListTooLarge, 8)));
-    let whole = |_| frame(kind::HEADERS, 4, 1, &[0; (32 << 10) + 1]);
-    assert_eq!(flood(limits, whole), Some((Cut::HeaderListTooLarge, 0)));
+    let whole = |_| frame(kind::HEADERS, 4, 1, &[0; (16 << 10) + 1]);
+    assert_eq!(flood(limits, whole), Some((Cut::Protocol(ErrorCode::FrameSizeError), 0)));
 }
 
 #[test]
 fn a_list_that_is_merely_too_large_is_answered() {
     let mut server = Server::new(Limits::default());
     let value = "x".repeat(4_000);
-    let fields = [("a", &value[..]); 5];
-    server.receive(&request(1, true, &fields)).unwrap();
+    let list = block(&[&POST[..], &[("a", &value[..]); 5]].concat());
+    let (begin, end) = list.split_at(16_000);
+    server.receive(&frame(kind::HEADERS, flag::END_STREAM, 1, begin)).unwrap();
+    server.receive(&frame(kind::CONTINUATION, flag::END_HEADERS, 1, end)).unwrap();
     assert_eq!(server.sink.outline(), [Told::Reset(1)]);
     let answer = server.written();
     assert_eq!(answer, [Written { kind: 1, flags: 5, stream: 1, payload: b"\x08\x03431".to_vec() }]);
