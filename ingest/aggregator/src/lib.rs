@@ -5,12 +5,14 @@
 //! file, and it never looks at a span's bytes: it only remembers where they lie. [`gather`] fetches the bytes of
 //! what is kept.
 //!
-//! Read in this order: [`batch`] (what goes in and comes out), [`shard`], then its parts: `table`, `slab`, `wheel`, `bodies`,
-//! `remembered`, and [`resume`] (how a shard finds back after a crash).
+//! Read in this order: [`batch`] (what goes in and comes out), [`shard`], then its parts: `table`, `cells`, `slab`, `wheel`,
+//! `bodies`, `remembered`, and [`resume`] (how a shard finds back after a crash).
 
 pub mod batch;
 mod bodies;
+mod cells;
 pub mod gather;
+mod prefetch;
 mod remembered;
 pub mod resume;
 pub mod shard;

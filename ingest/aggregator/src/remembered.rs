@@ -1,12 +1,15 @@
-//! Decisions that are remembered, so that late spans follow them: kept ones exactly, dropped ones as 64-bit fingerprints.
+//! Decisions that are remembered, so that late spans follow them: kept ones exactly, dropped ones as fingerprints.
 //!
 //! Both live in two generations; a full young generation becomes the old one and the old one is forgotten. What is
 //! looked up is moved up, so that traces that still receive spans stay.
+//!
+//! Nearly every question comes from a trace that nobody has seen before. Fingerprints answer it from a cache line that was
+//! asked for ahead; the exact map of kept traces is only opened when they say so.
 
-use std::hash::{BuildHasher, Hash};
-
-use hashbrown::{DefaultHashBuilder, HashMap, HashSet};
+use hashbrown::HashMap;
 use store_model::{Reason, Threshold, TraceId, UnixNanos};
+
+use crate::cells::Cells;
 
 /// What late spans of a kept trace need to know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,68 +27,110 @@ pub(crate) type ShardKey = (u32, TraceId);
 
 #[derive(Debug)]
 pub(crate) struct Remembered {
-    kept: [HashMap<ShardKey, KeptMemory>; 2],
+    kept: [Kept; 2],
     /// A false hit would need two of a few million fingerprints to agree in 64 bits: about 1 in 10^12.
-    dropped: [HashSet<u64>; 2],
+    dropped: [Cells; 2],
     kept_max: usize,
     dropped_max: usize,
-    hasher: DefaultHashBuilder,
+}
+
+#[derive(Debug)]
+struct Kept {
+    prints: Cells,
+    memories: HashMap<ShardKey, KeptMemory>,
+}
+
+impl Kept {
+    fn new() -> Self {
+        Self { prints: Cells::new(), memories: HashMap::new() }
+    }
+
+    fn insert(&mut self, key: ShardKey, hash: u64, memory: KeptMemory) {
+        if self.memories.insert(key, memory).is_none() {
+            self.prints.insert(print(hash));
+        }
+    }
+
+    fn get(&self, key: ShardKey, hash: u64) -> Option<KeptMemory> {
+        self.prints.find(hash, |other| other == print(hash))?;
+        self.memories.get(&key).copied()
+    }
+
+    fn remove(&mut self, key: ShardKey, hash: u64) -> Option<KeptMemory> {
+        self.prints.find(hash, |other| other == print(hash))?;
+        let memory = self.memories.remove(&key)?;
+        self.prints.remove(print(hash));
+        Some(memory)
+    }
+
+    fn clear(&mut self) {
+        self.prints.clear();
+        self.memories.clear();
+    }
+}
+
+/// A key's hash as a cell, which must not be zero.
+fn print(hash: u64) -> u64 {
+    hash.max(1)
 }
 
 impl Remembered {
     pub(crate) fn new(kept_max: usize, dropped_max: usize) -> Self {
         Self {
-            kept: [HashMap::new(), HashMap::new()],
-            dropped: [HashSet::new(), HashSet::new()],
+            kept: [Kept::new(), Kept::new()],
+            dropped: [Cells::new(), Cells::new()],
             kept_max: kept_max.max(1),
             dropped_max: dropped_max.max(1),
-            hasher: DefaultHashBuilder::default(),
         }
     }
 
-    pub(crate) fn keep(&mut self, key: ShardKey, memory: KeptMemory) {
-        if self.kept[0].len() >= self.kept_max {
+    /// Asks for the lines in which the answers for a key would be found.
+    pub(crate) fn prefetch(&self, hash: u64) {
+        self.kept.iter().for_each(|kept| kept.prints.prefetch(hash));
+        self.dropped.iter().for_each(|dropped| dropped.prefetch(hash));
+    }
+
+    pub(crate) fn keep(&mut self, key: ShardKey, hash: u64, memory: KeptMemory) {
+        if self.kept[0].memories.len() >= self.kept_max {
             self.kept.swap(0, 1);
             self.kept[0].clear();
         }
-        self.kept[0].insert(key, memory);
+        self.kept[0].insert(key, hash, memory);
     }
 
-    pub(crate) fn drop(&mut self, key: ShardKey) {
+    pub(crate) fn drop(&mut self, hash: u64) {
         if self.dropped[0].len() >= self.dropped_max {
             self.dropped.swap(0, 1);
             self.dropped[0].clear();
         }
-        let fingerprint = self.fingerprint(key);
-        self.dropped[0].insert(fingerprint);
+        if !contains(&self.dropped[0], hash) {
+            self.dropped[0].insert(print(hash));
+        }
     }
 
-    pub(crate) fn kept(&mut self, key: ShardKey) -> Option<KeptMemory> {
-        if let Some(&memory) = self.kept[0].get(&key) {
+    pub(crate) fn kept(&mut self, key: ShardKey, hash: u64) -> Option<KeptMemory> {
+        if let Some(memory) = self.kept[0].get(key, hash) {
             return Some(memory);
         }
-        let memory = self.kept[1].remove(&key)?;
-        self.keep(key, memory);
+        let memory = self.kept[1].remove(key, hash)?;
+        self.keep(key, hash, memory);
         Some(memory)
     }
 
-    pub(crate) fn was_dropped(&mut self, key: ShardKey) -> bool {
-        let fingerprint = self.fingerprint(key);
-        if self.dropped[0].contains(&fingerprint) {
+    pub(crate) fn was_dropped(&mut self, hash: u64) -> bool {
+        if contains(&self.dropped[0], hash) {
             return true;
         }
-        let was = self.dropped[1].remove(&fingerprint);
+        let was = self.dropped[1].remove(print(hash));
         if was {
-            self.drop(key);
+            self.drop(hash);
         }
         was
     }
+}
 
-    fn fingerprint(&self, key: ShardKey) -> u64 {
-        let mut state = self.hasher.build_hasher();
-        key.hash(&mut state);
-        std::hash::Hasher::finish(&state)
-    }
+fn contains(cells: &Cells, hash: u64) -> bool {
+    cells.find(hash, |other| other == print(hash)).is_some()
 }
 
 #[cfg(test)]
@@ -96,19 +141,26 @@ mod tests {
         (0, TraceId([n; 16]))
     }
 
+    fn hash(key: ShardKey) -> u64 {
+        // Tenant and id in one number: good enough to tell the keys of these tests apart.
+        u64::from(key.0) << 32 | u64::from(key.1.0[0])
+    }
+
     #[test]
     fn the_oldest_generation_is_forgotten_and_used_entries_stay() {
         let mut remembered = Remembered::new(2, 2);
-        (1..=4).for_each(|n| remembered.drop(key(n)));
-        assert!(remembered.was_dropped(key(1)), "moved up");
-        remembered.drop(key(5));
-        assert!(remembered.was_dropped(key(1)));
-        assert!(!remembered.was_dropped(key(2)));
+        (1..=4).for_each(|n| remembered.drop(hash(key(n))));
+        assert!(remembered.was_dropped(hash(key(1))), "moved up");
+        remembered.drop(hash(key(5)));
+        assert!(remembered.was_dropped(hash(key(1))));
+        assert!(!remembered.was_dropped(hash(key(2))));
         let memory =
             |n| KeptMemory { reason: Reason::Head, threshold: Threshold::ALWAYS, trace_start: UnixNanos(n) };
-        (1..=5).for_each(|n| remembered.keep(key(n), memory(u64::from(n))));
-        assert_eq!(remembered.kept(key(4)), Some(memory(4)));
-        assert_eq!(remembered.kept(key(1)), None);
-        assert_eq!(remembered.kept((1, TraceId([4; 16]))), None, "another tenant's");
+        (1..=5).for_each(|n| remembered.keep(key(n), hash(key(n)), memory(u64::from(n))));
+        assert_eq!(remembered.kept(key(4), hash(key(4))), Some(memory(4)));
+        assert_eq!(remembered.kept(key(1), hash(key(1))), None);
+        let anothers = (1, TraceId([4; 16]));
+        assert_eq!(remembered.kept(anothers, hash(anothers)), None, "another tenant's");
+        assert_eq!(remembered.kept(anothers, hash(key(4))), None, "whose fingerprint is the same");
     }
 }

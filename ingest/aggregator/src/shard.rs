@@ -125,7 +125,22 @@ pub struct Shard {
     filter: Option<Filter>,
     in_flight: HashMap<ShardKey, Vec<(u64, Arc<KeptTrace>)>>,
     turn: OpenTurn,
+    /// Of one block, kept for its memory.
+    runs: Vec<Run>,
 }
+
+/// A journal record.
+type Place = (PartitionId, Offset);
+
+/// Spans of one trace in a row: the key, its hash, how many.
+type Run = (ShardKey, u64, usize);
+
+/// Spans looked at together. As many traces at most, each with five cache lines to ask for: what a core's first cache
+/// holds.
+const BLOCK_SPANS: usize = 128;
+
+/// How far ahead the memory is asked for a trace that is due.
+const TRACES_AHEAD: usize = 8;
 
 /// What the current turn has collected so far.
 #[derive(Debug, Default)]
@@ -134,7 +149,7 @@ struct OpenTurn {
     has_news: bool,
     counts: HashMap<u32, Counts>,
     /// Spans of dropped traces: whether they follow the decision is known only when the turn ends.
-    late: Vec<(ShardKey, PartitionId, Offset, SpanSummary)>,
+    late: Vec<(ShardKey, Place, SpanSummary)>,
     oversized: Vec<u32>,
 }
 
@@ -155,6 +170,7 @@ impl Shard {
             filter: None,
             in_flight: HashMap::new(),
             turn: OpenTurn::default(),
+            runs: Vec::new(),
             config,
         }
     }
@@ -170,11 +186,12 @@ impl Shard {
         for turn in resume.decisions() {
             for (tenant, trace_id, memory) in &turn.kept {
                 let key = (shard.tenant_number(tenant), *trace_id);
-                shard.remembered.keep(key, *memory);
+                let hash = shard.table.hash(key);
+                shard.remembered.keep(key, hash, *memory);
             }
             for (tenant, trace_id) in &turn.dropped {
                 let key = (shard.tenant_number(tenant), *trace_id);
-                shard.remembered.drop(key);
+                shard.remembered.drop(shard.table.hash(key));
             }
         }
         let numbers = &shard.tenant_numbers;
@@ -198,20 +215,26 @@ impl Shard {
             counts.refused += u64::from(refused);
         }
         let mut undecided = 0;
-        // Senders batch the spans of a trace in a row, so that most look-ups are of the span before.
-        let mut latest: Option<(ShardKey, u32)> = None;
-        for span in &summaries {
-            let key = (tenant, span.trace_id);
-            if seen_before
-                && self.filter.as_ref().is_some_and(|filter| filter.is_settled(key, partition, offset))
-            {
-                continue;
+        let place = (partition, offset);
+        for block in summaries.chunks(BLOCK_SPANS) {
+            // Senders batch the spans of a trace in a row, so that a run of them is looked up once.
+            let mut runs = std::mem::take(&mut self.runs);
+            runs.extend(block.chunk_by(|a, b| a.trace_id == b.trace_id).map(|run| {
+                let key = (tenant, run[0].trace_id);
+                (key, self.table.hash(key), run.len())
+            }));
+            self.prefetch(&runs);
+            let mut spans = block;
+            for (key, hash, length) in runs.drain(..) {
+                let run;
+                (run, spans) = spans.split_at(length);
+                let filter = self.filter.as_ref().filter(|_| seen_before);
+                if !filter.is_some_and(|filter| filter.is_settled(key, partition, offset)) {
+                    undecided += u32::try_from(length).unwrap_or(u32::MAX);
+                    self.take_run(key, hash, place, run, now);
+                }
             }
-            undecided += 1;
-            match latest {
-                Some((known, slot)) if known == key => self.append(slot, partition, offset, span, now),
-                _ => latest = self.take_span(key, partition, offset, span, now).map(|slot| (key, slot)),
-            }
+            self.runs = runs;
         }
         self.bodies[usize::from(partition.0)].push(offset, tenant, body, undecided);
         self.bodies[usize::from(partition.0)].evict_to(self.config.limits.body_bytes_max);
@@ -227,11 +250,14 @@ impl Shard {
         self.settle_late(&mut turn, now);
         let mut due = Vec::new();
         self.wheel.advance(now, &mut due);
-        for entry in due {
+        for (number, &entry) in due.iter().enumerate() {
+            if let Some(ahead) = due.get(number + TRACES_AHEAD) {
+                self.table.prefetch_trace(ahead.slot);
+            }
             self.look_at(entry, &mut turn, now);
         }
         for slot in std::mem::take(&mut self.turn.oversized) {
-            if self.table.get(slot).span_count > self.config.limits.trace_spans_max {
+            if self.table.spans_of(slot) > self.config.limits.trace_spans_max {
                 self.settle(slot, Verdict::SampledOut, &mut turn);
             }
         }
@@ -288,14 +314,15 @@ impl Shard {
     pub fn trace(&self, tenant: &Tenant, trace_id: TraceId) -> Option<LiveSpans> {
         let key = (*self.tenant_numbers.get(tenant)?, trace_id);
         let flying = self.in_flight.get(&key).map_or(&[][..], Vec::as_slice);
-        let slot = self.table.find(key);
+        let slot = self.find(key);
         let live = slot.map(|slot| self.table.get(slot));
         let trace_start = self.trace_start(key)?;
         let mut spans: Vec<KeptSpan> =
             flying.iter().flat_map(|(_, trace)| trace.spans.iter().cloned()).collect();
         spans.extend(slot.into_iter().flat_map(|slot| self.kept_spans(slot)));
         let decided = flying.iter().map(|(_, trace)| (trace.reason, trace.threshold)).min();
-        let inherited = live.and_then(|live| live.inherited).map(|memory| (memory.reason, memory.threshold));
+        let inherited =
+            live.as_ref().and_then(|live| live.inherited).map(|memory| (memory.reason, memory.threshold));
         let root_seen =
             flying.iter().any(|(_, trace)| trace.complete) || live.is_some_and(|l| l.root.is_some());
         Some(LiveSpans { trace_start, root_seen, verdict: decided.or(inherited), spans })
@@ -333,7 +360,7 @@ impl Shard {
         if let Some((_, trace)) = flying {
             return Some(trace.trace_start);
         }
-        let live = self.table.get(self.table.find(key)?);
+        let live = self.table.get(self.find(key)?);
         Some(live.inherited.map_or(live.start, |memory| memory.trace_start))
     }
 
@@ -347,59 +374,62 @@ impl Shard {
         number
     }
 
-    /// Adds a span to its live trace, opened if need be, and returns the trace's slot; `None` when the span is late and
-    /// waits for the end of the turn.
-    fn take_span(
+    fn find(&self, key: ShardKey) -> Option<u32> {
+        self.table.find(key, self.table.hash(key))
+    }
+
+    /// Asks the memory for what [`Self::take_run`] will look at, all runs at once: one after the other they would each
+    /// wait for three or four lines that lie anywhere.
+    fn prefetch(&self, runs: &[Run]) {
+        for &(_, hash, _) in runs {
+            self.table.prefetch_cell(hash);
+            self.remembered.prefetch(hash);
+        }
+        for &(_, hash, _) in runs {
+            self.table.prefetch_slot(hash);
+        }
+    }
+
+    /// Adds spans to their live trace, opened if need be. Spans that are late wait for the end of the turn.
+    fn take_run(&mut self, key: ShardKey, hash: u64, place: Place, run: &[SpanSummary], now: Monotonic) {
+        let mut slot = self.table.find(key, hash);
+        for span in run {
+            if slot.is_none() {
+                slot = self.slot_for(key, hash, place, span, now);
+            }
+            if let Some(slot) = slot {
+                self.append(slot, place, span, now);
+            }
+        }
+    }
+
+    /// Opens the trace of a span that belongs to no live one; `None` when the span is late and waits.
+    fn slot_for(
         &mut self,
         key: ShardKey,
-        partition: PartitionId,
-        offset: Offset,
+        hash: u64,
+        place: Place,
         span: &SpanSummary,
         now: Monotonic,
     ) -> Option<u32> {
-        let slot = match self.table.find(key) {
-            Some(slot) => slot,
-            None => match self.remembered.kept(key) {
-                Some(memory) => self.open(key, span, Some(memory), now),
-                // An error reopens a trace that was let go: what is left of it is kept.
-                None if !span.flags.has(SpanFlags::ERROR) && self.remembered.was_dropped(key) => {
-                    self.turn.late.push((key, partition, offset, *span));
-                    return None;
-                }
-                None => self.open(key, span, None, now),
-            },
-        };
-        self.append(slot, partition, offset, span, now);
+        let inherited = self.remembered.kept(key, hash);
+        // An error reopens a trace that was let go: what is left of it is kept.
+        let is_error = span.flags.has(SpanFlags::ERROR);
+        if inherited.is_none() && !is_error && self.remembered.was_dropped(hash) {
+            self.turn.late.push((key, place, *span));
+            return None;
+        }
+        let slot = self.table.insert(key, hash, span.randomness, inherited, now);
+        self.schedule(slot, now.plus(self.config.timing.quiet_after_root), now);
         Some(slot)
     }
 
-    fn open(
-        &mut self,
-        key: ShardKey,
-        span: &SpanSummary,
-        inherited: Option<KeptMemory>,
-        now: Monotonic,
-    ) -> u32 {
-        let slot = self.table.insert(key, span.randomness, inherited, now);
-        self.schedule(slot, now.plus(self.config.timing.quiet_after_root), now);
-        slot
-    }
-
-    fn append(
-        &mut self,
-        slot: u32,
-        partition: PartitionId,
-        offset: Offset,
-        span: &SpanSummary,
-        now: Monotonic,
-    ) {
-        let had_root = self.table.get(slot).root.is_some();
-        self.table.append(slot, partition, offset, span, now);
-        let trace = self.table.get(slot);
-        if let (false, Some(root)) = (had_root, trace.root) {
+    fn append(&mut self, slot: u32, place: Place, span: &SpanSummary, now: Monotonic) {
+        let (partition, offset) = place;
+        if let Some(root) = self.table.append(slot, partition, offset, span, now) {
             self.sketches.record(&root, now);
         }
-        if self.table.get(slot).span_count == self.config.limits.trace_spans_max.saturating_add(1) {
+        if self.table.spans_of(slot) == self.config.limits.trace_spans_max.saturating_add(1) {
             self.turn.oversized.push(slot);
         }
     }
@@ -415,7 +445,7 @@ impl Shard {
     /// arriving root schedules nothing, and a trace has one entry in the wheel.
     fn schedule(&mut self, slot: u32, deadline: Monotonic, now: Monotonic) {
         let tick = Tick::at_or_after(deadline.min(now.plus(self.config.timing.quiet_after_root)));
-        self.table.get_mut(slot).scheduled = tick;
+        self.table.set_scheduled(slot, tick);
         self.wheel.insert(slot, tick);
     }
 
@@ -424,7 +454,7 @@ impl Shard {
         if !self.table.is_scheduled(slot, tick) {
             return;
         }
-        let deadline = self.deadline(self.table.get(slot));
+        let deadline = self.deadline(&self.table.get(slot));
         if deadline > now {
             self.schedule(slot, deadline, now);
             return;
@@ -434,9 +464,10 @@ impl Shard {
 
     /// Spans of dropped traces follow the decision, unless an error reopened the trace in the same turn.
     fn settle_late(&mut self, turn: &mut Turn, now: Monotonic) {
-        for (key, partition, offset, span) in std::mem::take(&mut self.turn.late) {
-            if let Some(slot) = self.table.find(key) {
-                self.append(slot, partition, offset, &span, now);
+        for (key, place, span) in std::mem::take(&mut self.turn.late) {
+            let (partition, offset) = place;
+            if let Some(slot) = self.find(key) {
+                self.append(slot, place, &span, now);
                 continue;
             }
             self.turn.counts.entry(key.0).or_default().sampled_out += 1;
@@ -448,7 +479,7 @@ impl Shard {
 
     /// Decides on a trace. `otherwise` is what a trace that is not worth keeping becomes.
     fn settle(&mut self, slot: u32, otherwise: Verdict, turn: &mut Turn) {
-        let trace = self.table.get(slot).clone();
+        let trace = self.table.get(slot);
         let facts = trace.facts();
         let verdict = match trace.inherited {
             Some(memory) if !trace.has_error => {
@@ -462,17 +493,17 @@ impl Shard {
             (_, Some(memory)) => self.keep(slot, &trace, memory.reason, memory.threshold, turn),
             _ => self.let_go(&trace, otherwise == Verdict::Shed, turn),
         }
-        let places: Vec<_> =
-            self.table.locations(slot).map(|place| (place.partition, place.offset)).collect();
-        for (partition, offset) in places {
-            self.bodies[usize::from(partition.0)].settle(offset);
-        }
-        self.table.remove(slot);
+        let Self { table, bodies, .. } = self;
+        table.remove(slot, &mut |partition, offset| bodies[usize::from(partition.0)].settle(offset));
     }
 
     fn keep(&mut self, slot: u32, trace: &LiveTrace, reason: Reason, threshold: Threshold, turn: &mut Turn) {
         let trace_start = trace.inherited.map_or(trace.start, |memory| memory.trace_start);
-        self.remembered.keep(trace.key, KeptMemory { reason, threshold, trace_start });
+        self.remembered.keep(
+            trace.key,
+            self.table.hash(trace.key),
+            KeptMemory { reason, threshold, trace_start },
+        );
         turn.kept.push(Arc::new(KeptTrace {
             tenant: self.tenants[trace.key.0 as usize].clone(),
             trace_id: trace.key.1,
@@ -488,7 +519,7 @@ impl Shard {
     }
 
     fn let_go(&mut self, trace: &LiveTrace, shed: bool, turn: &mut Turn) {
-        self.remembered.drop(trace.key);
+        self.remembered.drop(self.table.hash(trace.key));
         let counts = self.turn.counts.entry(trace.key.0).or_default();
         let term = if shed { &mut counts.shed } else { &mut counts.sampled_out };
         *term += u64::from(trace.span_count);

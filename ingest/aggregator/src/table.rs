@@ -1,13 +1,19 @@
 //! The table of live traces: found by (tenant, trace id), each with a chain of its spans.
+//!
+//! What every span touches of its trace fits one cache line, found through one more (a cell of the index). Both are asked
+//! for a block of traces ahead: a batch of spans meets a million traces, none of which is in the cache.
 
 use std::hash::BuildHasher;
 
-use hashbrown::{DefaultHashBuilder, HashTable};
+use hashbrown::DefaultHashBuilder;
 use ingest_sampler::{Root, TraceFacts};
 use store_model::{
-    BodyRange, Monotonic, Offset, PartitionId, Randomness, SpanFlags, SpanLocation, SpanSummary, UnixNanos,
+    BodyRange, Monotonic, Offset, PartitionId, Randomness, SpanFlags, SpanLocation, SpanSummary, TraceId,
+    UnixNanos,
 };
 
+use crate::cells::Cells;
+use crate::prefetch::prefetch;
 use crate::remembered::{KeptMemory, ShardKey};
 use crate::slab::Slab;
 use crate::wheel::Tick;
@@ -24,7 +30,37 @@ struct LiveSpan {
     partition: PartitionId,
 }
 
-/// A trace that still receives spans.
+/// What every span of a trace touches.
+#[derive(Clone, Debug)]
+#[repr(align(64))]
+struct Hot {
+    trace_id: TraceId,
+    start: UnixNanos,
+    end: UnixNanos,
+    last_seen: Monotonic,
+    tenant: u32,
+    head: u32,
+    tail: u32,
+    span_count: u32,
+    /// The tick of its valid wheel entry.
+    scheduled: u32,
+    has_error: bool,
+    has_root: bool,
+}
+
+const _: () = assert!(size_of::<Hot>() == 64);
+
+/// What is written once or twice in a trace's life.
+#[derive(Clone, Debug)]
+struct Cold {
+    randomness: Randomness,
+    first_seen: Monotonic,
+    root: Option<Root>,
+    /// Its spans follow an earlier decision to keep.
+    inherited: Option<KeptMemory>,
+}
+
+/// A trace that still receives spans, at one moment.
 #[derive(Clone, Debug)]
 pub(crate) struct LiveTrace {
     pub(crate) key: ShardKey,
@@ -38,11 +74,6 @@ pub(crate) struct LiveTrace {
     pub(crate) start: UnixNanos,
     pub(crate) end: UnixNanos,
     pub(crate) span_count: u32,
-    pub(crate) bytes: u64,
-    /// The tick of its valid wheel entry.
-    pub(crate) scheduled: Tick,
-    head: u32,
-    tail: u32,
 }
 
 impl LiveTrace {
@@ -51,29 +82,33 @@ impl LiveTrace {
     }
 }
 
-/// Bytes a live trace costs beside its spans: its slot and its share of the hash table and the wheel.
-const TRACE_BYTES: usize = size_of::<LiveTrace>() + 3 * size_of::<u32>() + size_of::<crate::wheel::Entry>();
+/// Bytes a live trace costs beside its spans: its two slots, its cell at the usual load, its wheel entry.
+const TRACE_BYTES: usize =
+    size_of::<Hot>() + size_of::<Cold>() + 2 * size_of::<u64>() + size_of::<crate::wheel::Entry>();
 
 #[derive(Debug)]
 pub(crate) struct Table {
-    index: HashTable<u32>,
+    /// The low half of a key's hash, and above it the number of its slot plus one.
+    index: Cells,
     hasher: DefaultHashBuilder,
-    traces: Slab<LiveTrace>,
+    hot: Slab<Hot>,
+    cold: Vec<Cold>,
     spans: Slab<LiveSpan>,
 }
 
 impl Table {
     pub(crate) fn new() -> Self {
         Self {
-            index: HashTable::new(),
+            index: Cells::new(),
             hasher: DefaultHashBuilder::default(),
-            traces: Slab::new(),
+            hot: Slab::new(),
+            cold: Vec::new(),
             spans: Slab::new(),
         }
     }
 
     pub(crate) fn trace_count(&self) -> usize {
-        self.traces.len()
+        self.hot.len()
     }
 
     pub(crate) fn span_count(&self) -> usize {
@@ -82,58 +117,108 @@ impl Table {
 
     /// Resident bytes of what is live, bodies apart.
     pub(crate) fn bytes(&self) -> usize {
-        self.traces.len() * TRACE_BYTES + self.spans.len() * size_of::<LiveSpan>()
+        self.hot.len() * TRACE_BYTES + self.spans.len() * size_of::<LiveSpan>()
     }
 
-    pub(crate) fn find(&self, key: ShardKey) -> Option<u32> {
-        let hash = self.hasher.hash_one(key);
-        self.index.find(hash, |&slot| self.traces[slot].key == key).copied()
+    /// Hashed once, used by every look-up of a key.
+    pub(crate) fn hash(&self, key: ShardKey) -> u64 {
+        self.hasher.hash_one(key)
     }
 
-    pub(crate) fn get(&self, slot: u32) -> &LiveTrace {
-        &self.traces[slot]
+    /// Asks for the index's line of a key.
+    pub(crate) fn prefetch_cell(&self, hash: u64) {
+        self.index.prefetch(hash);
     }
 
-    pub(crate) fn get_mut(&mut self, slot: u32) -> &mut LiveTrace {
-        &mut self.traces[slot]
+    /// Asks for the slot of a key whose line of the index is there by now.
+    pub(crate) fn prefetch_slot(&self, hash: u64) {
+        if let Some(cell) = self.index.find(hash, |cell| low_half(cell) == low_half(hash)) {
+            prefetch(&self.hot[slot_of(cell)]);
+        }
+    }
+
+    /// Asks for what a decision reads of a slot.
+    pub(crate) fn prefetch_trace(&self, slot: u32) {
+        prefetch(&self.hot[slot]);
+        if let Some(cold) = self.cold.get(slot as usize) {
+            prefetch(cold);
+        }
+    }
+
+    pub(crate) fn find(&self, key: ShardKey, hash: u64) -> Option<u32> {
+        let is_it = |cell| {
+            let hot = &self.hot[slot_of(cell)];
+            (hot.tenant, hot.trace_id) == key
+        };
+        self.index.find(hash, |cell| low_half(cell) == low_half(hash) && is_it(cell)).map(slot_of)
+    }
+
+    pub(crate) fn get(&self, slot: u32) -> LiveTrace {
+        let &Hot { trace_id, tenant, start, end, last_seen, span_count, has_error, .. } = &self.hot[slot];
+        let &Cold { randomness, first_seen, root, inherited } = &self.cold[slot as usize];
+        LiveTrace {
+            key: (tenant, trace_id),
+            randomness,
+            root,
+            has_error,
+            inherited,
+            first_seen,
+            last_seen,
+            start,
+            end,
+            span_count,
+        }
+    }
+
+    pub(crate) fn spans_of(&self, slot: u32) -> u32 {
+        self.hot[slot].span_count
+    }
+
+    pub(crate) fn set_scheduled(&mut self, slot: u32, tick: Tick) {
+        self.hot[slot].scheduled = short(tick);
     }
 
     /// Whether the slot holds a live trace whose valid wheel entry is for `tick`.
     pub(crate) fn is_scheduled(&self, slot: u32, tick: Tick) -> bool {
-        let trace = &self.traces[slot];
-        trace.scheduled == tick && self.find(trace.key) == Some(slot)
+        // A slot that was given back has no spans.
+        let hot = &self.hot[slot];
+        hot.scheduled == short(tick) && hot.span_count > 0
     }
 
     pub(crate) fn insert(
         &mut self,
         key: ShardKey,
+        hash: u64,
         randomness: Randomness,
         inherited: Option<KeptMemory>,
         now: Monotonic,
     ) -> u32 {
-        let slot = self.traces.insert(LiveTrace {
-            key,
-            randomness,
-            root: None,
-            has_error: false,
-            inherited,
-            first_seen: now,
-            last_seen: now,
+        let (tenant, trace_id) = key;
+        let slot = self.hot.insert(Hot {
+            trace_id,
             start: UnixNanos(u64::MAX),
             end: UnixNanos(0),
-            span_count: 0,
-            bytes: 0,
-            scheduled: Tick::default(),
+            last_seen: now,
+            tenant,
             head: END,
             tail: END,
+            span_count: 0,
+            scheduled: 0,
+            has_error: false,
+            has_root: false,
         });
-        let hash = self.hasher.hash_one(key);
-        let Self { index, hasher, traces, .. } = self;
-        index.insert_unique(hash, slot, |&slot| hasher.hash_one(traces[slot].key));
+        let cold = Cold { randomness, first_seen: now, root: None, inherited };
+        match self.cold.get_mut(slot as usize) {
+            Some(old) => *old = cold,
+            // Slots are numbered without gaps, so a new one is the next.
+            None => self.cold.push(cold),
+        }
+        self.index.insert(cell(hash, slot));
         slot
     }
 
-    /// Appends a span to the chain of `slot` and folds its facts into the trace.
+    /// Appends a span to the chain of `slot` and folds its facts into the trace. The root comes back when this span
+    /// is the first of them.
     pub(crate) fn append(
         &mut self,
         slot: u32,
@@ -141,9 +226,9 @@ impl Table {
         offset: Offset,
         span: &SpanSummary,
         now: Monotonic,
-    ) {
+    ) -> Option<Root> {
         let number = self.spans.insert(LiveSpan { offset, range: span.range, next: END, partition });
-        let trace = &mut self.traces[slot];
+        let trace = &mut self.hot[slot];
         match trace.tail {
             END => trace.head = number,
             tail => self.spans[tail].next = number,
@@ -151,19 +236,22 @@ impl Table {
         trace.tail = number;
         trace.last_seen = now;
         trace.span_count = trace.span_count.saturating_add(1);
-        trace.bytes += u64::from(span.range.length);
         trace.start = trace.start.min(span.start);
         trace.end = trace.end.max(UnixNanos(span.start.0.saturating_add(span.duration_ns)));
         trace.has_error |= span.flags.has(SpanFlags::ERROR);
-        if span.flags.has(SpanFlags::ROOT) && trace.root.is_none() {
-            let SpanSummary { service, operation, duration_ns, .. } = *span;
-            trace.root = Some(Root { service, operation, duration_ns });
+        if !span.flags.has(SpanFlags::ROOT) || trace.has_root {
+            return None;
         }
+        trace.has_root = true;
+        let SpanSummary { service, operation, duration_ns, .. } = *span;
+        let root = Root { service, operation, duration_ns };
+        self.cold[slot as usize].root = Some(root);
+        Some(root)
     }
 
     /// Where the spans of `slot` lie, in order of arrival.
     pub(crate) fn locations(&self, slot: u32) -> impl Iterator<Item = SpanLocation> + '_ {
-        let mut number = self.traces[slot].head;
+        let mut number = self.hot[slot].head;
         std::iter::from_fn(move || {
             if number == END {
                 return None;
@@ -174,24 +262,41 @@ impl Table {
         })
     }
 
-    /// Forgets the trace and frees its spans.
-    pub(crate) fn remove(&mut self, slot: u32) {
-        let trace = &self.traces[slot];
-        let (key, mut number) = (trace.key, trace.head);
+    /// Forgets the trace and frees its spans, telling `each` which record each of them lies in.
+    pub(crate) fn remove(&mut self, slot: u32, each: &mut impl FnMut(PartitionId, Offset)) {
+        let trace = &mut self.hot[slot];
+        let key = (trace.tenant, trace.trace_id);
+        let mut number = trace.head;
+        trace.span_count = 0;
         while number != END {
-            let next = self.spans[number].next;
+            let LiveSpan { offset, next, partition, .. } = self.spans[number];
             self.spans.remove(number);
+            each(partition, offset);
             number = next;
         }
-        let hash = self.hasher.hash_one(key);
-        if let Ok(entry) = self.index.find_entry(hash, |&other| other == slot) {
-            entry.remove();
-        }
-        self.traces.remove(slot);
+        self.index.remove(cell(self.hash(key), slot));
+        self.hot.remove(slot);
     }
 
     /// The slots of all live traces.
     pub(crate) fn slots(&self) -> impl Iterator<Item = u32> + '_ {
-        self.index.iter().copied()
+        self.index.iter().map(slot_of)
     }
+}
+
+fn cell(hash: u64, slot: u32) -> u64 {
+    (u64::from(slot) + 1) << 32 | u64::from(low_half(hash))
+}
+
+fn slot_of(cell: u64) -> u32 {
+    u32::try_from((cell >> 32) - 1).unwrap_or(u32::MAX)
+}
+
+fn low_half(hash: u64) -> u32 {
+    u32::try_from(hash & u64::from(u32::MAX)).unwrap_or(0)
+}
+
+/// Ticks of 100 ms since the machine started: 32 bits last for 13 years.
+fn short(tick: Tick) -> u32 {
+    u32::try_from(tick.0 & u64::from(u32::MAX)).unwrap_or(0)
 }

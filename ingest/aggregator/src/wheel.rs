@@ -15,7 +15,7 @@ const SLOTS: u64 = 4_096;
 
 /// The number of a tick since the clock's zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
-pub(crate) struct Tick(u64);
+pub(crate) struct Tick(pub(crate) u64);
 
 impl Tick {
     /// The first tick that begins at or after `moment`.
