@@ -57,23 +57,27 @@ impl Tag<'_> {
 #[derive(Debug, Default)]
 struct Process {
     service: Vec<u8>,
+    /// The tag `service.name`, which some exporters write beside the name and some in its place.
+    service_tag: String,
     tags: Vec<u8>,
 }
 
 impl Process {
     fn tag(&mut self, tag: &Tag<'_>, bytes_max: usize) -> Result<(), Error> {
-        tag.read(|key, value| {
-            let key = if key == "hostname" { "host.name" } else { key };
-            put_attribute(&mut self.tags, RESOURCE_ATTRIBUTES, key, value);
+        tag.read(|key, value| match (key, value) {
+            ("service.name", Value::Text(name)) => name.clone_into(&mut self.service_tag),
+            ("hostname", value) => put_attribute(&mut self.tags, RESOURCE_ATTRIBUTES, "host.name", value),
+            (key, value) => put_attribute(&mut self.tags, RESOURCE_ATTRIBUTES, key, value),
         });
         if self.tags.len() > bytes_max { Err(Error::TooLarge { limit_bytes: bytes_max }) } else { Ok(()) }
     }
 
     fn place(&self, request: &mut Request) -> Result<ResourcePlace, Error> {
         let mut attributes = Vec::with_capacity(self.tags.len());
-        if !self.service.is_empty() {
-            let service = Value::Text(&text(&self.service));
-            put_attribute(&mut attributes, RESOURCE_ATTRIBUTES, "service.name", service);
+        let name = text(&self.service);
+        let service = if name.is_empty() { &self.service_tag } else { &*name };
+        if !service.is_empty() {
+            put_attribute(&mut attributes, RESOURCE_ATTRIBUTES, "service.name", Value::Text(service));
         }
         attributes.extend_from_slice(&self.tags);
         request.resource(&attributes)
@@ -84,7 +88,10 @@ impl Process {
 #[derive(Debug, Default)]
 struct Log {
     time_ns: u64,
+    /// The field `event`.
     name: String,
+    /// The field `message`. Some exporters of OpenTelemetry put the name there.
+    message: String,
     attributes: Vec<u8>,
 }
 
@@ -92,6 +99,9 @@ impl Log {
     fn field(&mut self, tag: &Tag<'_>, span: &Draft) -> Result<(), Error> {
         tag.read(|key, value| match value {
             Value::Text(name) if key == "event" && self.name.is_empty() => name.clone_into(&mut self.name),
+            Value::Text(text) if key == "message" && self.message.is_empty() => {
+                text.clone_into(&mut self.message)
+            }
             value => put_attribute(&mut self.attributes, EVENT_ATTRIBUTES, key, value),
         });
         span.check_beside(self.attributes.len())
@@ -144,8 +154,15 @@ impl Builder {
         self.span.check_beside(self.warnings.len())
     }
 
-    fn log(&mut self, log: &Log) -> Result<(), Error> {
-        self.span.event(log.time_ns, &log.name, &log.attributes)
+    fn log(&mut self, log: Log) -> Result<(), Error> {
+        let Log { time_ns, name, message, mut attributes } = log;
+        if name.is_empty() {
+            return self.span.event(time_ns, &message, &attributes);
+        }
+        if !message.is_empty() {
+            put_attribute(&mut attributes, EVENT_ATTRIBUTES, "message", Value::Text(&message));
+        }
+        self.span.event(time_ns, &name, &attributes)
     }
 
     fn reference(&mut self, reference: Reference) -> Result<(), Error> {
@@ -240,5 +257,195 @@ fn failed(code: i64, kind: u64) -> bool {
         100..400 => false,
         400..500 => kind != kind::SERVER,
         _ => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ingest_otlp::protobuf_to_json;
+    use serde_json::{Value as Json, json};
+
+    use super::*;
+
+    fn text_tag(key: &'static str, value: &'static str) -> Tag<'static> {
+        Tag { key: key.as_bytes(), text: value.as_bytes(), ..Tag::default() }
+    }
+
+    fn int_tag(key: &'static str, value: i64) -> Tag<'static> {
+        Tag { key: key.as_bytes(), kind: TagKind::Int, int: value, ..Tag::default() }
+    }
+
+    fn bool_tag(key: &'static str, value: bool) -> Tag<'static> {
+        Tag { key: key.as_bytes(), kind: TagKind::Bool, flag: value, ..Tag::default() }
+    }
+
+    /// The one span that comes out, as OTLP/JSON, and what is around it.
+    fn built(fill: impl FnOnce(&mut Builder)) -> (Json, Json) {
+        let mut request = Request::new(1 << 20);
+        let mut builder = Builder::new(&request);
+        builder.span.trace_id = Id::Given([1; 16]);
+        fill(&mut builder);
+        let place = Process::default().place(&mut request).unwrap();
+        builder.finish(place, &mut request).unwrap();
+        let mut json = protobuf_to_json(&request.finish()).unwrap();
+        let mut scope = json["resourceSpans"][0]["scopeSpans"][0].take();
+        (scope["spans"][0].take(), scope["scope"].take())
+    }
+
+    #[test]
+    fn tags_with_a_field_in_otlp_go_there_and_others_stay() {
+        let text = |key, value: &str| json!([{ "key": key, "value": { "stringValue": value } }]);
+        for (tags, field, expected) in [
+            (vec![text_tag("span.kind", "server")], "kind", json!(2)),
+            (vec![text_tag("span.kind", "client")], "kind", json!(3)),
+            (vec![text_tag("span.kind", "producer")], "kind", json!(4)),
+            (vec![text_tag("span.kind", "consumer")], "kind", json!(5)),
+            (vec![text_tag("span.kind", "internal")], "kind", json!(1)),
+            (vec![text_tag("span.kind", "odd")], "attributes", text("span.kind", "odd")),
+            (vec![bool_tag("error", true)], "status", json!({ "code": 2 })),
+            (vec![bool_tag("error", true)], "attributes", json!(null)),
+            (vec![text_tag("error", "true")], "status", json!({ "code": 2 })),
+            (vec![bool_tag("error", false)], "status", json!(null)),
+            (vec![text_tag("error", "timeout")], "attributes", text("error", "timeout")),
+            (vec![text_tag("otel.status_code", "OK")], "status", json!({ "code": 1 })),
+            (vec![text_tag("otel.status_code", "odd")], "attributes", text("otel.status_code", "odd")),
+            (
+                vec![text_tag("otel.status_description", "why"), text_tag("otel.status_code", "ERROR")],
+                "status",
+                json!({ "code": 2, "message": "why" }),
+            ),
+            (
+                vec![text_tag("otel.status_code", "OK"), bool_tag("error", true)],
+                "status",
+                json!({ "code": 2 }),
+            ),
+            (vec![int_tag("http.status_code", 500)], "status", json!({ "code": 2 })),
+            (vec![text_tag("http.status_code", "404")], "status", json!({ "code": 2 })),
+            (vec![int_tag("http.status_code", 404), text_tag("span.kind", "server")], "status", json!(null)),
+            (vec![int_tag("http.status_code", 302)], "status", json!(null)),
+            (
+                vec![int_tag("http.status_code", 500), text_tag("otel.status_code", "OK")],
+                "status",
+                json!({ "code": 1 }),
+            ),
+            (vec![text_tag("w3c.tracestate", "a=b")], "traceState", json!("a=b")),
+            (vec![text_tag("otel.scope.name", "lib")], "attributes", json!(null)),
+        ] {
+            let (span, _) = built(|builder| tags.iter().for_each(|tag| builder.tag(tag).unwrap()));
+            assert_eq!(span[field], expected, "{tags:?}");
+        }
+        let (_, scope) = built(|builder| {
+            builder.tag(&text_tag("otel.library.version", "2")).unwrap();
+            builder.tag(&text_tag("otel.library.name", "lib")).unwrap();
+        });
+        assert_eq!(scope, json!({ "name": "lib", "version": "2" }));
+    }
+
+    #[test]
+    fn the_parent_is_found_among_the_references_and_the_others_are_links() {
+        let [this, other] = [Id::Given([1; 16]), Id::Given([2; 16])];
+        let reference =
+            |trace_id, span, follows| Reference { trace_id, span_id: Id::Given([span; 8]), follows };
+        for (references, parent, links) in [
+            (vec![reference(this, 1, false)], "0101010101010101", vec![]),
+            (vec![reference(this, 1, true)], "0101010101010101", vec!["follows_from 0101010101010101"]),
+            (
+                vec![reference(this, 1, true), reference(this, 2, false)],
+                "0202020202020202",
+                vec!["follows_from 0101010101010101"],
+            ),
+            (
+                vec![reference(this, 1, false), reference(this, 2, false)],
+                "0101010101010101",
+                vec!["child_of 0202020202020202"],
+            ),
+            (vec![reference(other, 1, false)], "", vec!["child_of 0101010101010101"]),
+            (vec![], "", vec![]),
+        ] {
+            let (span, _) =
+                built(|builder| references.iter().for_each(|&one| builder.reference(one).unwrap()));
+            let found: Vec<String> = span["links"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .map(|link| {
+                    let kind = link["attributes"][0]["value"]["stringValue"].as_str().unwrap();
+                    format!("{kind} {}", link["spanId"].as_str().unwrap())
+                })
+                .collect();
+            assert_eq!(found, links, "{references:?}");
+            assert_eq!(span["parentSpanId"].as_str().unwrap_or_default(), parent, "{references:?}");
+        }
+        // Thrift names the parent beside the references.
+        let (span, _) = built(|builder| {
+            builder.span.parent_id = Id::Given([3; 8]);
+            builder.reference(reference(this, 1, false)).unwrap();
+        });
+        assert_eq!(span["parentSpanId"], "0303030303030303");
+        assert_eq!(span["links"][0]["spanId"], "0101010101010101");
+    }
+
+    #[test]
+    fn a_log_is_an_event_named_by_its_event_else_by_its_message() {
+        for (fields, name, attributes) in [
+            (vec![text_tag("event", "retry"), int_tag("n", 2)], "retry", vec!["n"]),
+            (vec![text_tag("message", "sent")], "sent", vec![]),
+            (vec![text_tag("message", "why"), text_tag("event", "error")], "error", vec!["message"]),
+            (vec![int_tag("event", 1)], "", vec!["event"]),
+            (vec![], "", vec![]),
+        ] {
+            let (span, _) = built(|builder| {
+                let mut log = Log { time_ns: 7, ..Log::default() };
+                fields.iter().for_each(|field| log.field(field, &builder.span).unwrap());
+                builder.log(log).unwrap();
+            });
+            let event = &span["events"][0];
+            let keys = event["attributes"].as_array().into_iter().flatten();
+            let keys: Vec<&str> = keys.map(|attribute| attribute["key"].as_str().unwrap()).collect();
+            assert_eq!((event["name"].as_str().unwrap_or_default(), keys), (name, attributes), "{fields:?}");
+            assert_eq!(event["timeUnixNano"], "7");
+        }
+    }
+
+    #[test]
+    fn sampled_and_debug_are_sampled_and_warnings_are_kept() {
+        for (flags, expected) in
+            [(0, json!(null)), (1, json!(1)), (2, json!(1)), (3, json!(1)), (4, json!(null))]
+        {
+            assert_eq!(built(|builder| builder.flags(flags)).0["flags"], expected, "{flags}");
+        }
+        let (span, _) = built(|builder| {
+            builder.warning(b"clock skew").unwrap();
+            builder.warning(b"bad \xFF text").unwrap();
+        });
+        let values = json!([{ "stringValue": "clock skew" }, { "stringValue": "bad \u{FFFD} text" }]);
+        let expected = json!([{ "key": WARNINGS, "value": { "arrayValue": { "values": values } } }]);
+        assert_eq!(span["attributes"], expected);
+    }
+
+    #[test]
+    fn a_process_is_a_resource_with_one_name() {
+        for (service, tags, expected) in [
+            ("shop", vec![text_tag("hostname", "h")], vec!["service.name=shop", "host.name=h"]),
+            ("shop", vec![text_tag("service.name", "SHOP")], vec!["service.name=shop"]),
+            ("", vec![text_tag("service.name", "shop")], vec!["service.name=shop"]),
+            ("", vec![], vec![]),
+        ] {
+            let mut process = Process { service: service.into(), ..Process::default() };
+            tags.iter().for_each(|tag| process.tag(tag, 1 << 20).unwrap());
+            let mut request = Request::new(1 << 20);
+            process.place(&mut request).unwrap();
+            let json = protobuf_to_json(&request.finish()).unwrap();
+            let attributes = json["resourceSpans"][0]["resource"]["attributes"].as_array().cloned();
+            let found: Vec<String> = attributes
+                .iter()
+                .flatten()
+                .map(|attribute| {
+                    let text = |value: &Json| value.as_str().unwrap().to_owned();
+                    format!("{}={}", text(&attribute["key"]), text(&attribute["value"]["stringValue"]))
+                })
+                .collect();
+            assert_eq!(found, expected, "{tags:?}");
+        }
     }
 }

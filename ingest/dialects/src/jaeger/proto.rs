@@ -71,7 +71,7 @@ fn read_span(mut message: Message<'_>, builder: &mut Builder) -> Result<Option<P
             8 => builder.tag(&read_tag(field.message()?)?)?,
             9 => {
                 let log = read_log(field.message()?, builder)?;
-                builder.log(&log)?;
+                builder.log(log)?;
             }
             10 => {
                 let own = process.get_or_insert_default();

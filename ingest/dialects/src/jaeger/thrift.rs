@@ -116,7 +116,7 @@ fn read_span(reader: &mut Reader<'_>, builder: &mut Builder) -> Result<(), Error
             (11, Type::List) => {
                 for _ in 0..reader.structs()? {
                     let log = read_log(reader, builder)?;
-                    builder.log(&log)?;
+                    builder.log(log)?;
                 }
             }
             (_, kind) => reader.skip(kind)?,

@@ -321,3 +321,214 @@ impl<'de> Visitor<'de> for Tags<'_, '_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use ingest_otlp::protobuf_to_json;
+    use serde_json::{Value as Json, json};
+
+    use super::*;
+
+    fn read_all(text: &str) -> Result<Json, Error> {
+        let mut request = Request::new(1 << 20);
+        read(text.as_bytes(), &mut request)?;
+        Ok(protobuf_to_json(&request.finish()).unwrap())
+    }
+
+    /// The place in the answer that one span with these fields gives.
+    fn field(fields: &str, pointer: &str) -> Json {
+        let answer = read_all(&format!("[{{{fields}}}]")).unwrap();
+        let pointer = match pointer.strip_prefix("span") {
+            Some(rest) => format!("/resourceSpans/0/scopeSpans/0/spans/0{rest}"),
+            None => format!("/resourceSpans/0{pointer}"),
+        };
+        answer.pointer(&pointer).cloned().unwrap_or_default()
+    }
+
+    fn attributes(members: &[(&str, Json)]) -> Json {
+        members.iter().map(|(key, value)| json!({ "key": key, "value": value })).collect()
+    }
+
+    fn text(value: &str) -> Json {
+        json!({ "stringValue": value })
+    }
+
+    fn check(fields: &str, pointer: &str, expected: Json) {
+        assert_eq!(field(fields, pointer), expected, "{fields}");
+    }
+
+    #[test]
+    fn every_field_of_a_span_has_its_place() {
+        let timed = r#""timestamp":1,"#;
+        check(r#""traceId":"00000000000000a1""#, "span/traceId", json!("000000000000000000000000000000a1"));
+        check(
+            r#""traceId":"000102030405060708090A0B0C0D0E0F""#,
+            "span/traceId",
+            json!("000102030405060708090a0b0c0d0e0f"),
+        );
+        check(r#""id":"1","parentId":"2""#, "span/spanId", json!("0000000000000001"));
+        check(r#""id":"1","parentId":"2""#, "span/parentSpanId", json!("0000000000000002"));
+        check(r#""id":"1","parentId":"1""#, "span/parentSpanId", json!(null));
+        check(r#""id":"1","parentId":"0000000000000000""#, "span/parentSpanId", json!(null));
+        check(r#""name":"get /""#, "span/name", json!("get /"));
+        check(r#""kind":"CLIENT""#, "span/kind", json!(3));
+        check(r#""kind":"SERVER""#, "span/kind", json!(2));
+        check(r#""kind":"PRODUCER""#, "span/kind", json!(4));
+        check(r#""kind":"CONSUMER""#, "span/kind", json!(5));
+        check(r#""kind":null"#, "span/kind", json!(null));
+        check(
+            r#""timestamp":1502787600000000,"duration":150"#,
+            "span/startTimeUnixNano",
+            json!("1502787600000000000"),
+        );
+        check(
+            r#""timestamp":1502787600000000,"duration":150"#,
+            "span/endTimeUnixNano",
+            json!("1502787600000150000"),
+        );
+        check(r#""timestamp":"1502787600000000""#, "span/startTimeUnixNano", json!("1502787600000000000"));
+        check(r#""timestamp":1502787600000000.75"#, "span/startTimeUnixNano", json!("1502787600000000000"));
+        check(
+            r#""annotations":[{"timestamp":5,"value":"b"},{"timestamp":4,"value":"a"}]"#,
+            "span/startTimeUnixNano",
+            json!("4000"),
+        );
+        check(
+            "",
+            "span/attributes",
+            attributes(&[("otel.zipkin.absentField.startTime", json!({ "boolValue": true }))]),
+        );
+        check(&format!(r#"{timed}"debug":true"#), "span/flags", json!(1));
+        check(
+            &format!(r#"{timed}"shared":true"#),
+            "span/attributes",
+            attributes(&[("zipkin.shared", json!({ "boolValue": true }))]),
+        );
+        check(
+            r#""annotations":[{"timestamp":7,"value":"ws"}]"#,
+            "span/events",
+            json!([{ "timeUnixNano": "7000", "name": "ws" }]),
+        );
+        check(
+            r#""localEndpoint":{"serviceName":"shop"}"#,
+            "/resource/attributes",
+            attributes(&[("service.name", text("shop"))]),
+        );
+        let expected = attributes(&[
+            ("network.local.address", text("10.0.0.1")),
+            ("network.local.port", json!({ "intValue": "80" })),
+            ("network.peer.address", text("2001:db8::2")),
+            ("peer.service", text("redis")),
+        ]);
+        let endpoints = r#""localEndpoint":{"ipv4":"10.0.0.1","port":80},
+            "remoteEndpoint":{"serviceName":"redis","ipv6":"2001:db8::2","ipv4":"10.0.0.2","port":0}"#;
+        check(&format!("{timed}{endpoints}"), "span/attributes", expected);
+    }
+
+    #[test]
+    fn tags_with_a_field_in_otlp_go_there_and_others_stay() {
+        let of = |tags: &str| format!(r#""timestamp":1,"tags":{{{tags}}}"#);
+        check(
+            &of(r#""a":"b","n":1,"f":true,"none":null"#),
+            "span/attributes",
+            attributes(&[("a", text("b")), ("n", text("1")), ("f", text("true"))]),
+        );
+        check(&of(r#""error":"true""#), "span/status", json!({ "code": 2 }));
+        check(&of(r#""error":"""#), "span/status", json!({ "code": 2 }));
+        check(&of(r#""error":"timeout""#), "span/status", json!({ "code": 2, "message": "timeout" }));
+        check(
+            &of(r#""error":"timeout","otel.status_description":"late""#),
+            "span/status",
+            json!({ "code": 2, "message": "late" }),
+        );
+        check(&of(r#""error":"false""#), "span/status", json!(null));
+        check(&of(r#""error":"false""#), "span/attributes", attributes(&[("error", text("false"))]));
+        check(&of(r#""otel.status_code":"OK""#), "span/status", json!({ "code": 1 }));
+        check(&of(r#""otel.status_code":"STATUS_CODE_ERROR""#), "span/status", json!({ "code": 2 }));
+        check(&of(r#""span.kind":"internal""#), "span/kind", json!(1));
+        check(&of(r#""w3c.tracestate":"ot=th:8""#), "span/traceState", json!("ot=th:8"));
+        check(
+            &of(r#""otel.library.name":"lib","otel.library.version":"2""#),
+            "/scopeSpans/0/scope",
+            json!({ "name": "lib", "version": "2" }),
+        );
+        check(
+            &of(r#""service.name":"shop","host.name":"h""#),
+            "/resource/attributes",
+            attributes(&[("service.name", text("shop")), ("host.name", text("h"))]),
+        );
+        check(
+            &of(r#""service.peer.name":"db""#),
+            "span/attributes",
+            attributes(&[("service.peer.name", text("db"))]),
+        );
+        let said = of(r#""peer.service":"db""#) + r#","remoteEndpoint":{"serviceName":"other"}"#;
+        check(&said, "span/attributes", attributes(&[("peer.service", text("db"))]));
+    }
+
+    #[test]
+    fn spans_share_the_resource_and_the_scope_they_name() {
+        let span = |service: &str, library: &str, id: u8| {
+            format!(
+                r#"{{"id":"{id}","localEndpoint":{{"serviceName":"{service}"}},"tags":{{"otel.scope.name":"{library}"}}}}"#
+            )
+        };
+        let spans = [span("a", "x", 1), span("b", "x", 2), span("a", "x", 3), span("a", "y", 4)];
+        let answer = read_all(&format!("[{}]", spans.join(","))).unwrap();
+        let ids = |pointer: &str| answer.pointer(pointer).and_then(|spans| spans.as_array()).map(Vec::len);
+        assert_eq!(ids("/resourceSpans"), Some(2));
+        assert_eq!(ids("/resourceSpans/0/scopeSpans"), Some(2));
+        assert_eq!(ids("/resourceSpans/0/scopeSpans/0/spans"), Some(2));
+        assert_eq!(ids("/resourceSpans/1/scopeSpans/0/spans"), Some(1));
+    }
+
+    #[test]
+    fn what_is_no_list_of_spans_is_refused_with_its_place() {
+        for text in [
+            "",
+            "{}",
+            "null",
+            "[1]",
+            "[{}] x",
+            "[{}",
+            r#"[{"traceId":7}]"#,
+            r#"[{"timestamp":-1}]"#,
+            r#"[{"timestamp":1e300}]"#,
+            r#"[{"timestamp":"NaN"}]"#,
+            r#"[{"tags":[]}]"#,
+            r#"[{"tags":{"a":{}}}]"#,
+            r#"[{"annotations":{}}]"#,
+            r#"[{"annotations":[1]}]"#,
+            r#"[{"localEndpoint":[[]]}]"#,
+            r#"[{"debug":1}]"#,
+        ] {
+            let error = read_all(text).unwrap_err();
+            assert_eq!((error.http_status(), error.grpc_status()), (400, 3));
+            assert!(error.to_string().starts_with("malformed zipkin json: "), "{text}: {error}");
+            assert!(error.to_string().contains("line 1 column"), "{text}: {error}");
+        }
+        assert_eq!(read_all("[]").unwrap(), json!({}));
+    }
+
+    #[test]
+    fn a_span_without_a_usable_id_is_left_to_the_walk() {
+        let id = r#""id":"1""#;
+        for (fields, reason) in [
+            (r#""id":"1""#, "trace id is not 16 bytes long"),
+            (r#""id":"1","traceId":"xyz""#, "trace id is not 16 bytes long"),
+            (r#""id":"1","traceId":"0000000000000000""#, "trace id is all zero"),
+            (r#""traceId":"1""#, "span id is not 8 bytes long"),
+            (r#""traceId":"1","id":"00000000000000001""#, "span id is not 8 bytes long"),
+            (r#""traceId":"1","id":"1","parentId":"?""#, "parent span id is neither empty nor 8 bytes long"),
+        ] {
+            let mut request = Request::new(1 << 20);
+            read(format!(r#"[{{{fields}}},{{"traceId":"1",{id}}}]"#).as_bytes(), &mut request).unwrap();
+            let walked = ingest_otlp::walk(&request.finish(), &mut |_| {}).unwrap();
+            assert_eq!(
+                (walked.accepted, walked.rejected, walked.rejected_because),
+                (1, 1, Some(reason)),
+                "{fields}"
+            );
+        }
+    }
+}

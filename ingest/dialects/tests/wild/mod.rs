@@ -48,7 +48,7 @@ impl Wild {
     }
 }
 
-const KEYS: [&str; 18] = [
+const KEYS: [&str; 19] = [
     "http.method",
     "error",
     "otel.status_code",
@@ -66,6 +66,7 @@ const KEYS: [&str; 18] = [
     "peer.service",
     "network.peer.address",
     "event",
+    "message",
     "",
 ];
 const TEXTS: [&str; 12] = [
