@@ -94,12 +94,35 @@ pub fn decode(coded: &[u8], out: &mut Vec<u8>) -> Result<(), DecodeError> {
     // The next bits, from the top; `held` of them are real and the rest are zero.
     let (mut bits, mut held) = (0u64, 0u32);
     let mut rest = coded;
+    // No code is shorter than five bits.
+    out.reserve(coded.len() * 8 / 5);
     loop {
-        while held <= 56 {
+        if held < 32
+            && let Some((four, tail)) = rest.split_first_chunk::<4>()
+        {
+            bits |= u64::from(u32::from_be_bytes(*four)) << (32 - held);
+            held += 32;
+            rest = tail;
+        }
+        while held < 32 {
             let Some((&byte, tail)) = rest.split_first() else { break };
             bits |= u64::from(byte) << (56 - held);
             held += 8;
             rest = tail;
+        }
+        // Letters and digits, without a look at the end.
+        while held >= 8 {
+            let (symbol, length) = SHORT[usize::from(bits.to_be_bytes()[0])];
+            if length == 0 {
+                break;
+            }
+            out.push(symbol);
+            bits <<= length;
+            held -= u32::from(length);
+        }
+        // What follows takes too few bits for the end.
+        if held < 30 && !rest.is_empty() {
+            continue;
         }
         if held == 0 {
             return Ok(());
