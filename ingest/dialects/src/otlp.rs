@@ -496,6 +496,21 @@ mod tests {
     }
 
     #[test]
+    fn a_span_stops_growing_at_its_first_field_beyond_the_limit() {
+        type Grow = fn(&mut Draft) -> Result<(), Error>;
+        let grow: [Grow; 3] = [
+            |span| span.attribute("", Value::Bool(true)),
+            |span| span.event(0, "", b""),
+            |span| span.link(Id::Absent, Id::Absent, ""),
+        ];
+        for grow in grow {
+            let mut span = Draft::new(100);
+            let steps = (0..100).take_while(|_| grow(&mut span).is_ok()).count();
+            assert!((1..20).contains(&steps), "{steps}");
+        }
+    }
+
+    #[test]
     fn a_request_never_outgrows_its_limit() {
         for bytes_max in (0..4_000).step_by(37) {
             let mut request = Request::new(bytes_max);

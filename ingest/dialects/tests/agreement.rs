@@ -1,12 +1,12 @@
 //! One batch says the same in every wire form of its protocol, and prost has the last word on protobuf.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, its helpers included")]
 
 #[expect(clippy::expect_used, reason = "the judge panics at the first difference")]
 mod oracle;
-#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod wild;
 
 use ingest_dialects::{Dialect, transcode};
-use oracle::{NO_LIMIT, check, check_jaeger, check_zipkin};
+use oracle::{NO_LIMIT, check, check_jaeger, check_zipkin, jaeger, zipkin};
 use proptest::prelude::*;
 use prost::Message;
 use wild::{Call, Protocol, Wild, jaeger_batch, jaeger_proto, jaeger_thrift, zipkin_json, zipkin_list};
@@ -45,6 +45,24 @@ fn judge(dialect: Dialect, body: &[u8]) {
     }
 }
 
+fn sorted(lines: impl Iterator<Item = String>) -> Vec<String> {
+    let mut lines: Vec<String> = lines.collect();
+    lines.sort();
+    lines
+}
+
+/// Every span with its resource and its scope, as text, in an order that does not depend on grouping.
+fn everything(dialect: Dialect, body: &[u8]) -> Vec<String> {
+    let request = check(dialect, body).unwrap();
+    let spans = request.resource_spans.iter().flat_map(|resource| {
+        let scopes = resource.scope_spans.iter();
+        scopes.flat_map(move |scope| {
+            scope.spans.iter().map(move |span| format!("{:?} {:?} {span:?}", resource.resource, scope.scope))
+        })
+    });
+    sorted(spans)
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(3_000))]
 
@@ -72,6 +90,23 @@ proptest! {
                 prop_assert_eq!(&found, &expected, "{:?} {:?} {:?}", protocol, call, batch);
             }
         }
+    }
+
+    /// One draft serves all spans of a body; what one leaves behind must not show in the next.
+    #[test]
+    fn spans_come_out_of_a_list_as_they_would_alone(seed: u64) {
+        let list = zipkin_list(seed);
+        let alone = list.spans.iter().flat_map(|span| {
+            everything(Dialect::ZipkinProto, &zipkin::ListOfSpans { spans: vec![span.clone()] }.encode_to_vec())
+        });
+        prop_assert_eq!(everything(Dialect::ZipkinProto, &list.encode_to_vec()), sorted(alone));
+
+        let batch = jaeger_batch(seed);
+        let alone = batch.spans.iter().flat_map(|span| {
+            let batch = jaeger::Batch { spans: vec![span.clone()], process: batch.process.clone() };
+            everything(Dialect::JaegerProto, &jaeger_proto(&batch))
+        });
+        prop_assert_eq!(everything(Dialect::JaegerProto, &jaeger_proto(&batch)), sorted(alone));
     }
 
     #[test]
