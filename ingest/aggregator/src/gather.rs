@@ -30,7 +30,7 @@ pub struct Gathered {
 
 struct Building {
     builder: TraceBuilder,
-    seen: HashSet<u64>,
+    seen: Seen,
     locations: Vec<SpanLocation>,
     expired: u32,
     duplicates: u32,
@@ -47,7 +47,7 @@ pub fn gather(
         .iter()
         .map(|trace| Building {
             builder: TraceBuilder::new(),
-            seen: if trace.late { archived(trace).into_iter().collect() } else { HashSet::new() },
+            seen: Seen::new(if trace.late { archived(trace) } else { Vec::new() }),
             locations: Vec::with_capacity(trace.spans.len()),
             expired: 0,
             duplicates: 0,
@@ -65,6 +65,42 @@ pub fn gather(
         gather_from(body.as_deref(), run, &mut building);
     }
     traces.iter().zip(building).map(|(trace, building)| finish(trace, building)).collect()
+}
+
+/// The spans a trace has, by identity.
+enum Seen {
+    /// Compared one by one: most traces have a dozen spans or so.
+    Few(Vec<u64>),
+    Many(HashSet<u64>),
+}
+
+/// Beyond this, hashing is cheaper than comparing.
+const FEW_MAX: usize = 32;
+
+impl Seen {
+    fn new(identities: Vec<u64>) -> Self {
+        if identities.len() <= FEW_MAX {
+            Self::Few(identities)
+        } else {
+            Self::Many(identities.into_iter().collect())
+        }
+    }
+
+    /// False when it was there.
+    fn insert(&mut self, identity: u64) -> bool {
+        match self {
+            Self::Few(seen) if seen.contains(&identity) => false,
+            Self::Few(seen) if seen.len() < FEW_MAX => {
+                seen.push(identity);
+                true
+            }
+            Self::Few(seen) => {
+                *self = Self::Many(seen.drain(..).chain([identity]).collect());
+                true
+            }
+            Self::Many(seen) => seen.insert(identity),
+        }
+    }
 }
 
 fn gather_from(body: Option<&Body>, run: &[(SpanLocation, usize, usize)], building: &mut [Building]) {

@@ -254,6 +254,9 @@ impl Shard {
             if let Some(ahead) = due.get(number + TRACES_AHEAD) {
                 self.table.prefetch_trace(ahead.slot);
             }
+            if let Some(ahead) = due.get(number + TRACES_AHEAD / 2) {
+                self.table.prefetch_removal(ahead.slot);
+            }
             self.look_at(entry, &mut turn, now);
         }
         for slot in std::mem::take(&mut self.turn.oversized) {

@@ -262,6 +262,12 @@ impl Table {
         })
     }
 
+    /// Asks for the index's line of a trace that is there by now and will be removed, like as not.
+    pub(crate) fn prefetch_removal(&self, slot: u32) {
+        let hot = &self.hot[slot];
+        self.index.prefetch(self.hash((hot.tenant, hot.trace_id)));
+    }
+
     /// Forgets the trace and frees its spans, telling `each` which record each of them lies in.
     pub(crate) fn remove(&mut self, slot: u32, each: &mut impl FnMut(PartitionId, Offset)) {
         let trace = &mut self.hot[slot];

@@ -26,9 +26,13 @@ pub struct TraceBuilder {
 #[derive(Debug)]
 struct Groups<T> {
     members: Vec<(Arc<[u8]>, T)>,
+    /// Empty until there are too many members to look at each.
     places: HashMap<Arc<[u8]>, usize>,
     last: usize,
 }
+
+/// Most traces have spans of a handful of services; comparing a few headers is cheaper than hashing one.
+const MEMBERS_COMPARED_MAX: usize = 8;
 
 impl<T> Default for Groups<T> {
     fn default() -> Self {
@@ -43,18 +47,30 @@ impl<T: Default> Groups<T> {
         let again = self.members.get(self.last).is_some_and(|(last, _)| **last == *header);
         let mut is_new = false;
         if !again {
-            self.last = match self.places.get(header) {
-                Some(&place) => place,
-                None => {
-                    let header: Arc<[u8]> = header.into();
-                    self.places.insert(Arc::clone(&header), self.members.len());
-                    self.members.push((header, T::default()));
-                    is_new = true;
-                    self.members.len() - 1
-                }
-            };
+            self.last = self.place(header).unwrap_or_else(|| {
+                is_new = true;
+                self.add(header.into())
+            });
         }
         (&mut self.members[self.last].1, is_new)
+    }
+
+    fn place(&self, header: &[u8]) -> Option<usize> {
+        if self.members.len() <= MEMBERS_COMPARED_MAX {
+            return self.members.iter().position(|(other, _)| **other == *header);
+        }
+        self.places.get(header).copied()
+    }
+
+    fn add(&mut self, header: Arc<[u8]>) -> usize {
+        let place = self.members.len();
+        self.members.push((header, T::default()));
+        // The member that is one too many puts all of them into the map.
+        if self.members.len() > MEMBERS_COMPARED_MAX {
+            let missing = self.places.len()..self.members.len();
+            self.places.extend(missing.map(|place| (Arc::clone(&self.members[place].0), place)));
+        }
+        place
     }
 }
 

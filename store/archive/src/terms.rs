@@ -68,6 +68,12 @@ impl Terms {
     }
 
     fn push_attribute(&mut self, tenant_number: u32, key: &[u8], value: ValueView<'_>) {
+        // Nearly every value is text that is searched for as it stands.
+        if let ValueView::Str(value) = value
+            && str::from_utf8(value).is_ok()
+        {
+            return self.push(tenant_number, Term::Attribute { key, value });
+        }
         let mut text = std::mem::take(&mut self.text);
         text.clear();
         if value.to_text(&mut text) {

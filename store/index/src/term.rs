@@ -154,11 +154,14 @@ fn put_raw(out: &mut Vec<u8>, kind: u8, part: &[u8]) {
 }
 
 fn put_escaped(out: &mut Vec<u8>, part: &[u8]) {
-    let mut pieces = cut(part).split(|&byte| byte == 0);
-    out.extend_from_slice(pieces.next().unwrap_or_default());
-    for piece in pieces {
-        out.extend([0, 0xFF]);
-        out.extend_from_slice(piece);
+    let part = cut(part);
+    if !part.contains(&0) {
+        out.extend_from_slice(part);
+    } else {
+        for &byte in part {
+            out.push(byte);
+            out.extend((byte == 0).then_some(0xFF));
+        }
     }
     out.extend([0, 0]);
 }
