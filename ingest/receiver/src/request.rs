@@ -14,8 +14,11 @@ use crate::metrics::Protocol;
 const GRPC_PATH: &[u8] = b"/opentelemetry.proto.collector.trace.v1.TraceService/Export";
 const HTTP_PATH: &[u8] = b"/v1/traces";
 
-/// A summary list starts with room for this many spans and doubles: an SDK's batch is 512 at most by default.
-const SUMMARIES_FIRST: usize = 512;
+/// A summary list starts with room for a body of spans of this size, and doubles: smaller spans are rare.
+const SPAN_BYTES_LIKELY: usize = 256;
+
+/// The most room a summary list starts with.
+const SUMMARIES_FIRST_MAX: usize = 1_024;
 
 /// What may be said once. Twice is not a choice that is ours to make.
 #[derive(Debug, Default)]
@@ -266,7 +269,8 @@ pub(crate) fn open(
             (Encoding::Identity, body.clone(), body)
         }
     };
-    let mut summaries = Summaries { list: Vec::new(), starved: None, permit };
+    let first = (body.len() / SPAN_BYTES_LIKELY + 4).min(SUMMARIES_FIRST_MAX);
+    let mut summaries = Summaries { list: Vec::new(), first, starved: None, permit };
     let mut containers = Containers::default();
     let walked = summarise(&body, symbols, &mut containers, &mut |summary| summaries.push(summary))
         .map_err(|error| malformed(&error))?;
@@ -306,6 +310,7 @@ fn malformed(error: &ingest_otlp::Error) -> Refusal {
 /// Summaries as they come out of the walk, which cannot be stopped: once memory is refused, the rest is dropped.
 struct Summaries<'a> {
     list: Vec<SpanSummary>,
+    first: usize,
     starved: Option<Refusal>,
     permit: &'a mut Permit,
 }
@@ -316,7 +321,7 @@ impl Summaries<'_> {
             return;
         }
         if self.list.len() == self.list.capacity() {
-            let more = self.list.len().max(SUMMARIES_FIRST);
+            let more = self.list.len().max(self.first);
             if let Err(refusal) = self.permit.grow(more * size_of::<SpanSummary>()) {
                 self.starved = Some(refusal);
                 return;

@@ -409,3 +409,6 @@ impl Session {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

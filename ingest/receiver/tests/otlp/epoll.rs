@@ -11,4 +11,4 @@ mod lifecycle;
 #[path = "limits.rs"]
 mod limits;
 #[path = "support.rs"]
-mod support;
+pub(crate) mod support;

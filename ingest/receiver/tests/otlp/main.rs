@@ -2,5 +2,6 @@
 #![expect(clippy::unwrap_used, reason = "a test's helpers fail by panicking, as the test does")]
 #![expect(clippy::duplicate_mod, reason = "the same tests run against each driver")]
 
+mod differential;
 mod epoll;
 mod portable;
