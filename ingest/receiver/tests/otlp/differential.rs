@@ -27,10 +27,15 @@ struct Asked {
     version: Version,
     method: &'static str,
     path: String,
-    headers: Vec<(&'static str, &'static str)>,
+    headers: Vec<Line>,
     body: Vec<u8>,
     piece_bytes: usize,
 }
+
+/// Tenant, encoding, both forms of the body, how many spans are taken and how many are not.
+type Taken = (String, Encoding, Vec<u8>, Vec<u8>, usize, u32);
+
+type Line = (&'static str, &'static str);
 
 /// What a driver made of a request.
 #[derive(Debug, PartialEq)]
@@ -39,7 +44,7 @@ struct Made {
     headers: Vec<(String, String)>,
     body: Vec<u8>,
     trailers: Vec<(String, String)>,
-    received: Vec<(String, Encoding, Vec<u8>, Vec<u8>, usize, u32)>,
+    received: Vec<Taken>,
     refused: Vec<(String, u64)>,
 }
 
@@ -96,7 +101,7 @@ async fn ask(server: &Server, asked: &Asked) -> Made {
 /// Every body in every way it can be sent, and the ways it cannot.
 fn corpus() -> Vec<Asked> {
     let mut all = Vec::new();
-    let grpc = |headers: &[(&'static str, &'static str)], body: Vec<u8>, piece_bytes| Asked {
+    let grpc = |headers: &[Line], body: Vec<u8>, piece_bytes| Asked {
         port: Port::Grpc,
         version: Version::HTTP_2,
         method: "POST",
@@ -105,7 +110,7 @@ fn corpus() -> Vec<Asked> {
         body,
         piece_bytes,
     };
-    let http = |version, headers: &[(&'static str, &'static str)], body: Vec<u8>, piece_bytes| Asked {
+    let http = |version, headers: &[Line], body: Vec<u8>, piece_bytes| Asked {
         port: Port::Http,
         version,
         method: "POST",
@@ -150,7 +155,7 @@ fn corpus() -> Vec<Asked> {
     }
     let body = spans(2);
     let stream = framed(0, &body);
-    let wrong_grpc: [(&[(&'static str, &'static str)], Vec<u8>); 10] = [
+    let wrong_grpc: [(&[Line], Vec<u8>); 10] = [
         (&[], [stream.clone(), stream.clone()].concat()),
         (&[], stream[..20].to_vec()),
         (&[], stream[..3].to_vec()),
@@ -164,7 +169,7 @@ fn corpus() -> Vec<Asked> {
     ];
     all.extend(wrong_grpc.into_iter().map(|(headers, body)| grpc(headers, body, 700)));
     for version in [Version::HTTP_11, Version::HTTP_2] {
-        let wrong: [&[(&'static str, &'static str)]; 7] = [
+        let wrong: [&[Line]; 7] = [
             &[("content-type", "text/plain")],
             &[],
             &[protobuf, json],
