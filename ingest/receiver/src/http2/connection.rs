@@ -414,7 +414,8 @@ impl Http2 {
         }
     }
 
-    #[cfg(test)]
+    /// What it holds, for tests that bound it.
+    #[cfg(any(test, feature = "internals"))]
     pub fn memory_bytes(&self) -> usize {
         let buffers = self.partial.capacity() + self.block_bytes.capacity();
         size_of::<Self>()

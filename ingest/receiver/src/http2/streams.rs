@@ -128,7 +128,8 @@ impl Streams {
         }
     }
 
-    #[cfg(test)]
+    /// What it holds, for tests that bound it.
+    #[cfg(any(test, feature = "internals"))]
     pub fn memory_bytes(&self) -> usize {
         self.open.capacity() * size_of::<Stream>() + self.ended.capacity() * size_of::<(u32, End)>()
     }

@@ -78,7 +78,8 @@ impl Decoder {
         self.table.trim();
     }
 
-    #[cfg(test)]
+    /// What it holds, for tests that bound it.
+    #[cfg(any(test, feature = "internals"))]
     pub fn memory_bytes(&self) -> usize {
         self.table.memory_bytes()
     }

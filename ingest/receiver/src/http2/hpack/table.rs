@@ -204,7 +204,8 @@ impl Dynamic {
         self.size
     }
 
-    #[cfg(test)]
+    /// What it holds, for tests that bound it.
+    #[cfg(any(test, feature = "internals"))]
     pub fn memory_bytes(&self) -> usize {
         self.bytes.capacity() + self.entries.capacity() * size_of::<Entry>()
     }

@@ -67,6 +67,10 @@ fn padding_and_unwanted_bytes_are_given_back_without_being_asked() {
         server.receive(&frame(kind::DATA, flag::PADDED, 1, &padded)).unwrap();
     }
     assert_eq!(updates(&mut server), [(1, 25_088)]);
+    for _ in 0..100 {
+        server.receive(&frame(kind::DATA, flag::PADDED, 1, &padded)).unwrap();
+    }
+    assert_eq!(updates(&mut server), [(0, 50_176), (1, 25_088)]);
     server.respond(1, 200, b"enough", None);
     for _ in 0..3 {
         server.receive(&data(1, false, &[0; 60_000])).unwrap();
@@ -97,6 +101,19 @@ fn answer_waits_for_the_windows_and_keeps_its_order() {
     server.receive(&window_update(1, 3)).unwrap();
     assert_eq!(outline(&mut server), [(0, false, 3), (1, true, 15)]);
     assert_eq!((server.http2.open_streams(), server.http2.memory_bytes() < 4096), (0, true));
+}
+
+#[test]
+fn settings_that_widen_the_windows_let_answers_go() {
+    let mut server = Server::new(Limits::default());
+    server.receive(&settings(&[(setting::INITIAL_WINDOW_SIZE, 0)])).unwrap();
+    server.receive(&request(1, true, &[])).unwrap();
+    server.respond(1, 200, b"at last", None);
+    assert_eq!(server.http2.open_streams(), 1);
+    server.out.clear();
+    server.receive(&settings(&[(setting::INITIAL_WINDOW_SIZE, 7)])).unwrap();
+    assert_eq!(server.written().last().map(|f| (f.kind, f.ends())), Some((kind::DATA, true)));
+    assert_eq!(server.http2.open_streams(), 0);
 }
 
 #[test]
