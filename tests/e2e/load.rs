@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use ingest_otlp::messages::Span;
 use serde_json::json;
+use store_model::TraceId;
 
-use crate::appliance::Home;
+use crate::appliance::{Appliance, Home};
 use crate::asker::Asker;
 use crate::sender::{Sender, assert_invites_retry};
 use crate::spans::{Dice, attribute, failed, request, span};
@@ -71,25 +73,7 @@ async fn a_million_live_traces_stay_within_the_memory_budget() {
         "memory": { "limit": "128MiB" },
     }));
     let appliance = home.start().await;
-    let mut senders = Vec::new();
-    for number in 0..2 {
-        let mut sender = Sender::connect(appliance.grpc()).await;
-        senders.push(tokio::spawn(async move {
-            let mut dice = Dice(30_000 + number);
-            for _ in 0..500 {
-                let spans = (0..1_000).map(|_| lean(&mut dice)).collect();
-                sender.send_until_taken(&request("many", spans)).await;
-            }
-        }));
-    }
-    let mut most_live: f64 = 0.0;
-    while senders.iter().any(|sender| !sender.is_finished()) {
-        most_live = most_live.max(appliance.metric("sluicebox_live_traces"));
-        tokio::task::yield_now().await;
-    }
-    for sender in senders {
-        sender.await.unwrap();
-    }
+    let (_, most_live) = send_a_million(&appliance).await;
     let mut asker = Asker::connect(appliance.query()).await;
     let counts = asker.at_rest(1_000_000).await;
     assert!(counts.arrived - counts.refused == 1_000_000, "{counts:?}");
@@ -98,6 +82,59 @@ async fn a_million_live_traces_stay_within_the_memory_budget() {
     assert!(peak < 256 << 10, "{peak} KiB at the most, the budget is 128 MiB");
     let status = asker.status().await;
     assert!(status.accepting, "{:?}", status.notices);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_million_traces_live_at_once_in_a_budget_made_for_them() {
+    let home = Home::new(json!({
+        "aggregator": { "idle_timeout": "10m" },
+        "memory": { "limit": "1280MiB" },
+    }));
+    let appliance = home.start().await;
+    let (some_id, _) = send_a_million(&appliance).await;
+    // Acknowledged spans are on their way to the shard for a moment.
+    let mut live = 0.0;
+    for _ in 0..1_000 {
+        live = appliance.metric("sluicebox_live_traces");
+        if live >= 1_000_000.0 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(live >= 1_000_000.0, "{live} traces live of a million, the others were given up");
+    let mut asker = Asker::connect(appliance.query()).await;
+    let (_, summary) = asker.trace(some_id).await.expect("a live trace is found by its id");
+    assert_eq!(summary.span_count, 1);
+    let peak = appliance.memory_kib("VmHWM");
+    assert!(peak < 1_280 << 10, "{peak} KiB at the most, the budget is 1,280 MiB");
+}
+
+/// Sends a million traces of one span each. Returns one of their ids, and how many were seen to live at once.
+async fn send_a_million(appliance: &Appliance) -> (TraceId, f64) {
+    let mut senders = Vec::new();
+    for number in 0..2 {
+        let mut sender = Sender::connect(appliance.grpc()).await;
+        senders.push(tokio::spawn(async move {
+            let mut dice = Dice(30_000 + number);
+            let mut last = Vec::new();
+            for _ in 0..500 {
+                let spans: Vec<Span> = (0..1_000).map(|_| lean(&mut dice)).collect();
+                last.clone_from(&spans[0].trace_id);
+                sender.send_until_taken(&request("many", spans)).await;
+            }
+            TraceId(last.try_into().unwrap())
+        }));
+    }
+    let mut most_live: f64 = 0.0;
+    while senders.iter().any(|sender| !sender.is_finished()) {
+        most_live = most_live.max(appliance.metric("sluicebox_live_traces"));
+        tokio::task::yield_now().await;
+    }
+    let mut some_id = None;
+    for sender in senders {
+        some_id = Some(sender.await.unwrap());
+    }
+    (some_id.unwrap(), most_live)
 }
 
 /// A trace of one small span whose root never comes.

@@ -1,7 +1,12 @@
 //! A slab of small values in fixed chunks: growing never copies, and freed slots are used again.
 
+use crate::prefetch::prefetch;
+
 /// Values per chunk. Big enough to make chunks rare, small enough to start cheap.
 const CHUNK: usize = 4_096;
+
+/// How far ahead the memory is asked for a slot that will be used again.
+const SLOTS_AHEAD: usize = 8;
 
 /// Numbers of slots are `u32`: four billion live spans are beyond any budget.
 #[derive(Debug)]
@@ -24,6 +29,10 @@ impl<T> Slab<T> {
     pub(crate) fn insert(&mut self, value: T) -> u32 {
         self.used += 1;
         if let Some(slot) = self.free.pop() {
+            // Slots that are written one after the other lie anywhere.
+            if let Some(&ahead) = self.free.len().checked_sub(SLOTS_AHEAD).and_then(|at| self.free.get(at)) {
+                prefetch(&self[ahead]);
+            }
             self[slot] = value;
             return slot;
         }

@@ -262,10 +262,13 @@ impl Table {
         })
     }
 
-    /// Asks for the index's line of a trace that is there by now and will be removed, like as not.
+    /// Asks for what removing a trace touches, whose slot is there by now.
     pub(crate) fn prefetch_removal(&self, slot: u32) {
         let hot = &self.hot[slot];
         self.index.prefetch(self.hash((hot.tenant, hot.trace_id)));
+        if hot.span_count > 0 {
+            prefetch(&self.spans[hot.head]);
+        }
     }
 
     /// Forgets the trace and frees its spans, telling `each` which record each of them lies in.
