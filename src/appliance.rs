@@ -19,6 +19,7 @@ use crate::archiver::{ArchiverOptions, ArchiverThread};
 use crate::bodies::JournalBodies;
 use crate::clock;
 use crate::config::{Ack, Config};
+use crate::cpus::Cpus;
 use crate::gate::Gate;
 use crate::intake::{Entrance, Queue, RefusedLedger};
 use crate::journal::{Feeder, Floors, JournalOptions, JournalThread, Outlet};
@@ -140,7 +141,11 @@ impl Appliance {
     /// Opens everything, recovers what a crash left, and begins to listen.
     pub(crate) fn start(config: &Config, data_dir: &Path) -> Result<Self, Error> {
         let lock = lock(data_dir)?;
-        let wanted = if config.receivers.cores == 0 { cores_allowed() } else { config.receivers.cores };
+        let wanted = match (config.receivers.cores, config.receivers.cpus.len()) {
+            (0, 0) => cores_allowed(),
+            (0, listed) => u16::try_from(listed).unwrap_or(u16::MAX),
+            (cores, _) => cores,
+        };
         let count = recover::shards_of(data_dir, wanted)?;
         if count != wanted {
             tracing::warn!(
@@ -150,7 +155,9 @@ impl Appliance {
             );
         }
         let memory_bytes = memory_limit(config);
-        let request_bytes_max = config.receiver(count, memory_bytes).request_bytes_max;
+        let cpus = Cpus::choose(&config.receivers.cpus, count);
+        let receiver_config = config.receiver(count, &cpus, memory_bytes);
+        let request_bytes_max = receiver_config.request_bytes_max;
         let (archive, shards, partitions) = open_stores(config, data_dir, count)?;
         let bodies = JournalBodies {
             readers: partitions.iter().map(|partition| partition.writer.reader()).collect(),
@@ -160,6 +167,7 @@ impl Appliance {
             config,
             count,
             memory_bytes,
+            cpus,
             archive: archive.clone(),
             bodies: bodies.clone(),
             gate: Arc::new(Gate::default()),
@@ -188,10 +196,9 @@ impl Appliance {
             tenants: Mutex::default(),
             tenants_max: config.receivers.max_tenants,
         });
-        let receiver_config = config.receiver(count, memory_bytes);
         let Started { driver: receiver, because } =
             ingest_receiver::start(&receiver_config, entrance, Arc::clone(&metrics))?;
-        tracing::info!(driver = receiver.name(), because, "receiving");
+        tracing::info!(driver = receiver.name(), because, cpus = ?context.cpus.list(), "receiving");
         let live = Arc::new(LiveTraces { shards: started.lines, bodies: bodies.clone() });
         let board = Arc::new(StatusBoard {
             started_at: clock::monotonic(),
@@ -337,6 +344,7 @@ struct Context<'a> {
     config: &'a Config,
     count: u16,
     memory_bytes: u64,
+    cpus: Cpus,
     archive: Archive,
     bodies: JournalBodies,
     gate: Arc<Gate>,
@@ -418,7 +426,11 @@ impl Context<'_> {
             gate: Arc::clone(&self.gate),
         };
         started.archivers.push(spawn(format!("archiver-{id}"), move || archiver.run())?);
-        let thread = spawn(format!("shard-{id}"), move || shard.run())?;
+        let cpus = self.cpus.clone();
+        let thread = spawn(format!("shard-{id}"), move || {
+            cpus.pin(id.0);
+            shard.run();
+        })?;
         started.lines.push(ShardLine { asks: ask, thread: thread.thread().clone() });
         started.published.push(published);
         started.shards.push(thread);
@@ -464,7 +476,11 @@ impl Context<'_> {
                 gate: Arc::clone(&self.gate),
                 lost: Arc::clone(&self.refused),
             };
-            threads.push(spawn(format!("journal-{id}"), move || journal.run())?);
+            let cpus = self.cpus.clone();
+            threads.push(spawn(format!("journal-{id}"), move || {
+                cpus.pin(id.0);
+                journal.run();
+            })?);
         }
         Ok(threads)
     }

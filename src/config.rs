@@ -13,6 +13,8 @@ use ingest_sampler::{Policy, SlowPolicy};
 use serde::{Deserialize, Deserializer};
 use store_model::Threshold;
 
+use crate::cpus::{self, Cpus};
+
 /// Smallest journal segment that makes sense: one maximal request fits.
 const SEGMENT_BYTES_MIN: u64 = 1 << 20;
 
@@ -51,6 +53,8 @@ pub(crate) struct Receivers {
     /// Ingest cores: journal partitions and shards alike. 0 means as many as the affinity mask allows. Fixed by the data
     /// directory once it exists.
     pub(crate) cores: u16,
+    /// The CPUs they stay on, one each; empty for those of the affinity mask. With fewer CPUs than cores nothing is pinned.
+    pub(crate) cpus: Vec<usize>,
     /// Tenants beyond this many are refused, so that invented names cannot grow memory.
     pub(crate) max_tenants: usize,
     /// Distinct service and span names that sampling tells apart; later ones share one name for sampling (and keep their
@@ -214,7 +218,7 @@ const fn loopback(port: u16) -> SocketAddr {
 
 impl Default for Receivers {
     fn default() -> Self {
-        Self { otlp: Otlp::default(), cores: 0, max_tenants: 1_000, max_names: 100_000 }
+        Self { otlp: Otlp::default(), cores: 0, cpus: Vec::new(), max_tenants: 1_000, max_names: 100_000 }
     }
 }
 
@@ -369,6 +373,13 @@ impl Config {
         if self.receivers.cores > 1_024 {
             return wrong("receivers.cores", "must be at most 1024");
         }
+        let allowed = cpus::allowed();
+        if let Some(cpu) = self.receivers.cpus.iter().find(|cpu| !allowed.contains(cpu)) {
+            return wrong(
+                "receivers.cpus",
+                &format!("CPU {cpu} is none of those this process may use: {allowed:?}"),
+            );
+        }
         if self.aggregator.max_spans_per_trace == 0 {
             return wrong("aggregator.max_spans_per_trace", "must be at least 1");
         }
@@ -376,7 +387,7 @@ impl Config {
     }
 
     /// What the receiver is told.
-    pub(crate) fn receiver(&self, cores: u16, memory_bytes: u64) -> ReceiverConfig {
+    pub(crate) fn receiver(&self, cores: u16, cpus: &Cpus, memory_bytes: u64) -> ReceiverConfig {
         let Protocols { grpc, http } = &self.receivers.otlp.protocols;
         // An eighth of the budget, as design section 5 leaves for buffers; never less than two maximal requests.
         let in_flight = (memory_bytes / 8).max(2 * grpc.max_recv_msg_size.0);
@@ -387,6 +398,7 @@ impl Config {
             request_bytes_max: to_usize(grpc.max_recv_msg_size.0),
             inflight_bytes_max: to_usize(in_flight),
             cores: usize::from(cores),
+            cpus: cpus.list().to_vec(),
             ..ReceiverConfig::default()
         }
     }

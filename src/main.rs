@@ -8,6 +8,7 @@ mod bodies;
 mod cli;
 mod clock;
 mod config;
+mod cpus;
 mod demo;
 mod gate;
 mod intake;

@@ -37,8 +37,8 @@ pub struct ReceiverConfig {
     pub idle_timeout: Duration,
     /// A connection is asked to go when it is this old, so that long-lived senders spread over the cores again.
     pub connection_age_max: Duration,
-    /// Whether each thread stays on one CPU of the process' affinity mask.
-    pub pin_cores: bool,
+    /// The CPU each thread stays on; empty for wherever the kernel likes.
+    pub cpus: Vec<usize>,
 }
 
 impl Default for ReceiverConfig {
@@ -56,7 +56,7 @@ impl Default for ReceiverConfig {
             body_timeout: Duration::from_secs(30),
             idle_timeout: Duration::from_secs(60),
             connection_age_max: Duration::from_secs(30 * 60),
-            pin_cores: false,
+            cpus: Vec::new(),
         }
     }
 }

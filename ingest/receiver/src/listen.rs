@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use rustix::thread::{CpuSet, sched_setaffinity};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::config::ReceiverConfig;
@@ -67,16 +67,13 @@ fn socket(address: SocketAddr, share_port: bool) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Keeps this thread on the `core`-th CPU that the process may use. A wish, not a need: failing is logged.
-pub(crate) fn pin(core: usize) {
-    let pinned = sched_getaffinity(None).and_then(|allowed| {
-        let cpus: Vec<_> = (0..CpuSet::MAX_CPU).filter(|&cpu| allowed.is_set(cpu)).collect();
-        let mut one = CpuSet::new();
-        one.set(cpus.get(core % cpus.len().max(1)).copied().unwrap_or(0));
-        sched_setaffinity(None, &one)
-    });
-    if let Err(error) = pinned {
-        tracing::warn!(core, %error, "receiver thread is not pinned");
+/// Keeps this thread on the CPU that `cpus` has for it, if any. A wish, not a need: failing is logged.
+pub(crate) fn pin(cpus: &[usize], core: usize) {
+    let Some(&cpu) = cpus.get(core) else { return };
+    let mut one = CpuSet::new();
+    one.set(cpu);
+    if let Err(error) = sched_setaffinity(None, &one) {
+        tracing::warn!(core, cpu, %error, "receiver thread is not pinned");
     }
 }
 

@@ -97,9 +97,7 @@ fn spawn<W: Work>(post: Post) -> io::Result<JoinHandle<()>> {
     // What a thread waits with is made on that thread; how that went comes back through here.
     let (ready, started) = mpsc::sync_channel(1);
     let thread = thread::Builder::new().name(format!("receive-{core}")).spawn(move || {
-        if post.shared.config.pin_cores {
-            listen::pin(core);
-        }
+        listen::pin(&post.shared.config.cpus, core);
         match W::begin(post) {
             Ok(work) => {
                 drop(ready.send(Ok(())));

@@ -67,9 +67,7 @@ fn spawn(
     // The event loop is made on its thread, since it never leaves it; how that went comes back through here.
     let (ready, started) = mpsc::sync_channel(1);
     let thread = thread::Builder::new().name(format!("receive-{core}")).spawn(move || {
-        if shared.config.pin_cores {
-            listen::pin(core);
-        }
+        listen::pin(&shared.config.cpus, core);
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build_local(Default::default());
         match runtime {

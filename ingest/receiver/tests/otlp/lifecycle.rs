@@ -71,7 +71,7 @@ async fn a_dropped_receiver_stops() {
 
 #[tokio::test]
 async fn two_cores_share_one_port() {
-    let server = serve_with(&ReceiverConfig { cores: 2, pin_cores: true, ..config() });
+    let server = serve_with(&ReceiverConfig { cores: 2, cpus: vec![0, 0], ..config() });
     // The kernel spreads connections by a hash of their ports; 64 of one kind are as likely as a coin that never falls
     // on its other side.
     for _ in 0..64 {
