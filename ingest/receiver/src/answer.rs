@@ -189,6 +189,11 @@ impl Refusal {
         Some(Self { retry_after: Some(retry_after), ..Self::new(reason, message) })
     }
 
+    /// Whether the request was no export at all, rather than one that cannot be taken.
+    pub(crate) fn is_of_another_kind(&self) -> bool {
+        matches!(self.reason, Reason::Path | Reason::Method | Reason::ContentType)
+    }
+
     /// The same, with the number of spans that arrived for nothing.
     pub(crate) fn with_spans(self, spans: u64) -> Self {
         Self { spans, ..self }

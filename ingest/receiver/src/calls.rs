@@ -44,14 +44,20 @@ enum State {
     Http(Head, Buffer),
     /// The intake has it.
     Submitted,
+    /// It is nothing for us, and its sender hears so once it has been sent: most of these bodies are small or have
+    /// mistakes of their own, and a stream that is answered half way cannot be told of them any more.
+    Refused(Refusal),
 }
+
+/// So much of a refused body is waited for.
+const REFUSED_BYTES_MAX: u64 = 64 << 10;
 
 impl State {
     fn push(&mut self, piece: &[u8]) -> Result<(), Refusal> {
         match self {
             Self::Grpc(_, message) => message.push(piece),
             Self::Http(_, buffer) => buffer.push(piece),
-            Self::Submitted => Ok(()),
+            Self::Submitted | Self::Refused(_) => Ok(()),
         }
     }
 
@@ -65,6 +71,7 @@ impl State {
                 let (stored, permit) = buffer.finish();
                 Ok((head, stored, permit))
             }
+            Self::Refused(refusal) => Err(refusal),
             Self::Submitted => Err(Refusal::new(Reason::Internal, "a request was complete twice")),
         }
     }
@@ -225,6 +232,7 @@ impl Sink for Reading<'_> {
         let back = Return { connection: self.connection, stream, protocol, form };
         let state = match self.begin(protocol, fields) {
             Ok(state) => state,
+            Err(refusal) if self.is_http2 && !ends && refusal.is_of_another_kind() => State::Refused(refusal),
             Err(refusal) => return self.desk.refuse(back, refusal),
         };
         let due = self.desk.shared.body_advance_min();
@@ -247,7 +255,8 @@ impl Sink for Reading<'_> {
             self.calls.loose += call.owed;
             return call.refused(refusal, self.desk);
         }
-        if ends {
+        let is_enough = matches!(call.state, State::Refused(_)) && call.received > REFUSED_BYTES_MAX;
+        if ends || is_enough {
             self.finish(index);
         }
     }

@@ -99,7 +99,7 @@ impl From<http2::Cut> for CutReason {
 impl From<http1::Cut> for CutReason {
     fn from(cut: http1::Cut) -> Self {
         match cut {
-            http1::Cut::Malformed => Self::Protocol,
+            http1::Cut::Malformed | http1::Cut::OtherProtocol => Self::Protocol,
             http1::Cut::HeadTooLarge => Self::HeaderListTooLarge,
         }
     }

@@ -38,6 +38,7 @@ pub(super) fn read(
         Ok(Status::Partial) if bytes.len() == bytes_max => return Err(Cut::HeadTooLarge),
         Ok(Status::Partial) => return Ok(None),
         Err(httparse::Error::TooManyHeaders) => return Err(Cut::HeadTooLarge),
+        Err(httparse::Error::Version) => return Err(Cut::OtherProtocol),
         Err(_illegal) => return Err(Cut::Malformed),
     };
     let is_old = request.version == Some(0);

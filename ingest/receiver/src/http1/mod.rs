@@ -28,6 +28,8 @@ pub(crate) enum Cut {
     Malformed,
     /// Its head is too large.
     HeadTooLarge,
+    /// It does not speak HTTP/1, so it is not answered in it either: a broken HTTP/2 preface ends here.
+    OtherProtocol,
 }
 
 /// One HTTP/1 connection, seen from the server.
@@ -104,6 +106,7 @@ impl Http1 {
             let status = match cut {
                 Cut::Malformed => "400 Bad Request",
                 Cut::HeadTooLarge => "431 Request Header Fields Too Large",
+                Cut::OtherProtocol => return result,
             };
             let lines = ["HTTP/1.1 ", status, "\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"];
             lines.iter().for_each(|part| out.extend_from_slice(part.as_bytes()));

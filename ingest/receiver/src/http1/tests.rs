@@ -94,7 +94,7 @@ fn requests_are_the_same_wherever_their_bytes_are_cut() {
 
 #[test]
 fn what_two_readers_could_understand_differently_is_refused() {
-    let heads: [&[u8]; 17] = [
+    let heads: [&[u8]; 16] = [
         b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\ntransfer-encoding: chunked\r\n\r\n",
         b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\ncontent-length: 1\r\n\r\n",
         b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\ncontent-length: 1\r\n\r\n",
@@ -110,7 +110,6 @@ fn what_two_readers_could_understand_differently_is_refused() {
         b"POST / HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n",
         b"POST / HTTP/1.1\r\n\r\n",
         b"POST / HTTP/1.1\r\nhost: a\r\nx: a\rb\r\n\r\n",
-        b"POST / HTTP/2.0\r\nhost: a\r\n\r\n",
         b"POST  / HTTP/1.1 x\r\nhost: a\r\n\r\n",
     ];
     for head in heads {
@@ -137,6 +136,13 @@ fn what_two_readers_could_understand_differently_is_refused() {
         let head = b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n";
         let (_, _, result) = converse(&[&[head, framing].concat()]);
         assert_eq!(result, Err(Cut::Malformed), "{}", framing.escape_ascii());
+    }
+}
+
+#[test]
+fn who_speaks_something_else_is_left_without_words() {
+    for other in [&b"INVALID CONNECTION PREFACE\r\n\r\n"[..], b"GET / HTTP/3.0\r\nhost: a\r\n\r\n"] {
+        assert_eq!(converse(&[other]), (Vec::new(), String::new(), Err(Cut::OtherProtocol)));
     }
 }
 
