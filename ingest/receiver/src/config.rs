@@ -1,11 +1,13 @@
 //! The receiver's settings, already checked for form. Owns no file and parses no text.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use crate::driver::DriverChoice;
 use crate::error::Error;
+use crate::tls::Tls;
 
 /// A span's range in its body is two 32-bit numbers, and no sender means a body beyond this.
 const REQUEST_BYTES_POSSIBLE: usize = 1 << 30;
@@ -19,6 +21,10 @@ pub struct ReceiverConfig {
     pub grpc: Option<SocketAddr>,
     /// Where OTLP/HTTP is served; `None` for not at all. Port 0 takes a free one.
     pub http: Option<SocketAddr>,
+    /// What `grpc` identifies itself with; `None` for plain connections.
+    pub grpc_tls: Option<Arc<Tls>>,
+    /// What `http` identifies itself with; `None` for plain connections.
+    pub http_tls: Option<Arc<Tls>>,
     /// The largest request, in bytes after decompression. OTLP 1.11 recommends 64 MiB.
     pub request_bytes_max: usize,
     /// Budget for bodies being received or waiting for their answer, both forms of a compressed body and the summaries
@@ -28,7 +34,7 @@ pub struct ReceiverConfig {
     pub cores: usize,
     /// Open connections of all cores and both protocols; more are closed as they come.
     pub max_connections: usize,
-    /// The first byte of a connection, and each head of an HTTP/1 request, must arrive within this. An HTTP/1
+    /// A TLS handshake, the first byte of a connection, and each head of an HTTP/1 request must arrive within this. An HTTP/1
     /// connection is closed when it is quiet for as long between two requests.
     pub header_timeout: Duration,
     /// A body must be complete or have advanced by 1 KiB for each second of this, every time it passes.
@@ -47,6 +53,8 @@ impl Default for ReceiverConfig {
             driver: DriverChoice::Auto,
             grpc: Some((Ipv4Addr::LOCALHOST, 4317).into()),
             http: Some((Ipv4Addr::LOCALHOST, 4318).into()),
+            grpc_tls: None,
+            http_tls: None,
             request_bytes_max: 64 << 20,
             inflight_bytes_max: 256 << 20,
             // Obeys the affinity mask, so `taskset` and cpusets are honoured.

@@ -45,6 +45,8 @@ pub(crate) struct Desk {
     submitted: Slab<Submitted>,
     /// Answers that were known while a connection was still reading. Empty between two calls of it.
     pub(crate) due: Vec<(Return, Answer)>,
+    /// Where a connection with TLS says what is to be sealed. Empty between two calls of it.
+    pub(crate) text: Vec<u8>,
     date: (u64, String),
 }
 
@@ -52,7 +54,8 @@ impl Desk {
     pub(crate) fn new(core: usize, shared: Arc<Shared>, inbox: Arc<Inbox>) -> Self {
         let symbols = shared.intake.symbols().cache();
         let (tenants, submitted, due) = (Tenants::default(), Slab::default(), Vec::new());
-        Self { core, shared, inbox, tenants, symbols, submitted, due, date: (0, String::new()) }
+        let (text, date) = (Vec::new(), (0, String::new()));
+        Self { core, shared, inbox, tenants, symbols, submitted, due, text, date }
     }
 
     /// Takes a complete body through to its answer, or to the intake, whose answer comes with the inbox.

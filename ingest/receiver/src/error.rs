@@ -3,6 +3,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use crate::driver::DriverChoice;
 
@@ -33,6 +34,22 @@ pub enum Error {
         /// Which one.
         wanted: DriverChoice,
         /// Why not.
+        problem: String,
+    },
+    /// A file that TLS needs cannot be read.
+    #[error("cannot read {path} for TLS: {source}")]
+    TlsFile {
+        /// Which one.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A file that TLS needs holds something else.
+    #[error("{path} cannot be used for TLS: {problem}")]
+    TlsContent {
+        /// Which one.
+        path: PathBuf,
+        /// What is wrong with it.
         problem: String,
     },
     /// Neither protocol has an address.

@@ -4,7 +4,7 @@
 //! materialises a protobuf message of spans and never decides about a trace: that lies behind [`Intake`].
 //!
 //! Read in this order: [`config`], [`intake`] (the seam), `answer` (the answer table), `budget`, `body` and
-//! `request` (bytes in, values out), [`portable`] (the driver that does the I/O), [`metrics`].
+//! `request` (bytes in, values out), [`tls`], [`portable`] (the driver that does the I/O), [`metrics`].
 //!
 //! Specification: <https://opentelemetry.io/docs/specs/otlp/> (1.11).
 
@@ -14,6 +14,7 @@ mod budget;
 mod calls;
 mod clock;
 pub mod config;
+mod connection;
 mod desk;
 pub mod driver;
 pub mod epoll;
@@ -37,6 +38,7 @@ mod session;
 mod shared;
 mod slab;
 mod threads;
+pub mod tls;
 
 pub use answer::Reason;
 pub use config::ReceiverConfig;
@@ -44,3 +46,4 @@ pub use driver::{DriverChoice, Started, start};
 pub use error::Error;
 pub use intake::{Done, Driver, Endpoints, Intake, Outcome, Received};
 pub use metrics::{CutReason, ProtocolSnapshot, ReceiverMetrics, ReceiverSnapshot};
+pub use tls::{Reload, Tls, TlsConfig, TlsVersion};

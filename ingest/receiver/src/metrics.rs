@@ -41,11 +41,18 @@ pub enum CutReason {
     PipelineTooLong,
     /// It was asked to go and did not.
     Overstayed,
+    /// It came to a port with TLS and spoke something else.
+    NotTls,
+    /// Its TLS handshake failed, or it broke the rules of TLS later: no version in common, no certificate where one is
+    /// asked for, one that we do not know, or our certificate was refused.
+    TlsFailed,
+    /// Its TLS handshake took too long.
+    TlsTimeout,
 }
 
 impl CutReason {
     /// Every reason.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 15] = [
         Self::Protocol,
         Self::ResetFlood,
         Self::PingFlood,
@@ -58,6 +65,9 @@ impl CutReason {
         Self::HeaderTimeout,
         Self::PipelineTooLong,
         Self::Overstayed,
+        Self::NotTls,
+        Self::TlsFailed,
+        Self::TlsTimeout,
     ];
 
     /// The word that names it in metric labels.
@@ -76,6 +86,9 @@ impl CutReason {
             Self::HeaderTimeout => "header_timeout",
             Self::PipelineTooLong => "pipeline_too_long",
             Self::Overstayed => "overstayed",
+            Self::NotTls => "not_tls",
+            Self::TlsFailed => "tls_failed",
+            Self::TlsTimeout => "tls_timeout",
         }
     }
 }
@@ -163,8 +176,8 @@ pub struct ProtocolSnapshot {
     pub connections_accepted: u64,
     /// Connections closed as they came, since `max_connections` were open.
     pub connections_refused: u64,
-    /// Connections cut off, by reason, in the order of [`CutReason::ALL`]. The portable driver counts none: its library
-    /// does not say why.
+    /// Connections cut off, by reason, in the order of [`CutReason::ALL`]. The portable driver counts those of TLS
+    /// alone: of the others its library does not say why.
     pub connections_cut: Vec<(CutReason, u64)>,
 }
 

@@ -283,7 +283,8 @@ impl Session {
         self.phase = Phase::Dead;
     }
 
-    fn cut(&mut self, reason: CutReason, now: Monotonic, desk: &Desk) {
+    /// Ends it for `reason`. What is in its output may still be read.
+    pub(crate) fn cut(&mut self, reason: CutReason, now: Monotonic, desk: &Desk) {
         desk.shared.metrics.of(self.port).connection_cut(reason);
         self.calls.abandon(desk);
         // What it was told last, it may still read.

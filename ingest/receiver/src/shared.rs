@@ -15,6 +15,7 @@ use crate::config::ReceiverConfig;
 use crate::intake::{Done, Intake, Received};
 use crate::metrics::{Protocol, ReceiverMetrics};
 use crate::request::{self, Head, Opened};
+use crate::tls::Tls;
 
 /// A body must advance this much per second, or its sender is holding memory hostage.
 const BODY_BYTES_PER_SECOND_MIN: u64 = 1 << 10;
@@ -59,6 +60,14 @@ impl Shared {
         let mut permit = self.budget.permit();
         permit.grow(REQUEST_BYTES)?;
         Ok(permit)
+    }
+
+    /// What connections to the port of `protocol` are secured with, if they are.
+    pub(crate) fn tls(&self, protocol: Protocol) -> Option<&Arc<Tls>> {
+        match protocol {
+            Protocol::Grpc => self.config.grpc_tls.as_ref(),
+            Protocol::Http => self.config.http_tls.as_ref(),
+        }
     }
 
     /// How far a body must get in each `body_timeout`.

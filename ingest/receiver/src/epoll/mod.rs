@@ -1,5 +1,5 @@
 //! The epoll driver: one thread per core, each with its own listeners, its own epoll instance and one receive buffer,
-//! sharing nothing but counters. It owns sockets and nothing of what is said on them: that is [`crate::session`].
+//! sharing nothing but counters. It owns sockets and nothing of what is said on them: that is [`crate::connection`].
 //!
 //! Edges, not levels: a socket is registered once, for everything, and a short read says that nothing is left. So the
 //! steady path is one wait for many sockets, one receive per socket with news, and one send per socket with answers.

@@ -1,4 +1,4 @@
-//! The connections of one thread: sockets with their sessions, read from and written to once per turn. Waits for
+//! The connections of one thread: sockets with what is said on them, read from and written to once per turn. Waits for
 //! nothing.
 
 use std::io;
@@ -10,8 +10,9 @@ use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
 use store_model::Monotonic;
 
 use crate::answer::Answer;
+use crate::connection::Connection;
 use crate::desk::{Desk, Return};
-use crate::session::{Session, Wish};
+use crate::session::Wish;
 use crate::shared::Slot;
 use crate::slab::{Key, Slab};
 
@@ -25,7 +26,7 @@ const SPARE_BYTES_MAX: usize = 64 << 10;
 /// One connection.
 pub(super) struct Peer {
     socket: OwnedFd,
-    session: Session,
+    connection: Connection,
     out: Vec<u8>,
     sent: usize,
     /// The kernel may have bytes for us.
@@ -77,12 +78,12 @@ impl Peers {
         &mut self,
         socket: OwnedFd,
         slot: Slot,
-        session: impl FnOnce(Key) -> Session,
+        connection: impl FnOnce(Key) -> Connection,
         register: impl FnOnce(&OwnedFd, Key) -> io::Result<()>,
     ) -> io::Result<()> {
         let key = self.peers.insert_with(|key| Peer {
             socket,
-            session: session(key),
+            connection: connection(key),
             out: Vec::new(),
             sent: 0,
             is_readable: false,
@@ -119,7 +120,7 @@ impl Peers {
         for key in keys.drain(..) {
             let Self { peers, buffer, spare, touched, unread, .. } = self;
             let Some(peer) = peers.get_mut(key) else { continue };
-            if peer.session.wish() == Wish::Pause {
+            if peer.connection.wish() == Wish::Pause {
                 // It stays readable; `flush` sees when it may be read again.
                 continue;
             }
@@ -137,7 +138,7 @@ impl Peers {
     pub(super) fn answer(&mut self, back: Return, answer: Answer, now: Monotonic, desk: &mut Desk) {
         let Some(peer) = self.peers.get_mut(back.connection) else { return };
         peer.lend(&mut self.spare);
-        peer.on_session(desk, |session, desk, out| session.answer(back, answer, now, desk, out));
+        peer.on_connection(desk, |connection, desk, out| connection.answer(back, answer, now, desk, out));
         touch(&mut self.touched, peer, back.connection);
     }
 
@@ -148,13 +149,13 @@ impl Peers {
         for key in keys.drain(..) {
             let Some(peer) = self.peers.get_mut(key) else { continue };
             let has_unsent = peer.sent < peer.out.len();
-            peer.on_session(desk, |session, desk, out| {
+            peer.on_connection(desk, |connection, desk, out| {
                 if is_stopping {
-                    session.stop(now, desk, out);
+                    connection.stop(now, desk, out);
                 }
-                session.tick(has_unsent, now, desk, out);
+                connection.tick(has_unsent, now, desk, out);
             });
-            if peer.sent < peer.out.len() || matches!(peer.session.wish(), Wish::Finish | Wish::Close) {
+            if peer.sent < peer.out.len() || matches!(peer.connection.wish(), Wish::Finish | Wish::Close) {
                 touch(&mut self.touched, peer, key);
             }
         }
@@ -171,7 +172,7 @@ impl Peers {
             if peer.out.is_empty() {
                 peer.take_back(spare);
             }
-            match peer.session.wish() {
+            match peer.connection.wish() {
                 Wish::Close => drop(peers.remove(key)),
                 Wish::Finish if peer.out.is_empty() && !peer.is_shut => {
                     peer.is_shut = true;
@@ -188,7 +189,7 @@ impl Peers {
     pub(super) fn abandon(&mut self, desk: &Desk) {
         for key in self.peers.keys().collect::<Vec<_>>() {
             if let Some(mut peer) = self.peers.remove(key) {
-                peer.session.die(desk);
+                peer.connection.die(desk);
             }
         }
     }
@@ -217,14 +218,18 @@ impl Peer {
         }
     }
 
-    /// Calls into the session. A mistake in it that a sender finds must cost one connection, not the core: nothing it
+    /// Calls into the connection. A mistake in it that a sender finds must cost one connection, not the core: nothing it
     /// leaves half done is looked at again.
-    fn on_session(&mut self, desk: &mut Desk, call: impl FnOnce(&mut Session, &mut Desk, &mut Vec<u8>)) {
-        let Self { session, out, .. } = self;
-        if catch_unwind(AssertUnwindSafe(|| call(session, desk, out))).is_err() {
+    fn on_connection(
+        &mut self,
+        desk: &mut Desk,
+        call: impl FnOnce(&mut Connection, &mut Desk, &mut Vec<u8>),
+    ) {
+        let Self { connection, out, .. } = self;
+        if catch_unwind(AssertUnwindSafe(|| call(connection, desk, out))).is_err() {
             tracing::error!("a connection made the receiver panic");
             desk.due.clear();
-            self.session.die(desk);
+            self.connection.die(desk);
         }
     }
 
@@ -232,19 +237,19 @@ impl Peer {
         match recv(&self.socket, &mut *buffer, RecvFlags::empty()) {
             Ok((0, _)) => {
                 self.is_readable = false;
-                self.session.end(now, desk);
+                self.connection.end(now, desk);
             }
             Ok((length, _)) => {
                 self.is_readable = length == buffer.len() || self.is_hung_up;
-                self.on_session(desk, |session, desk, out| {
-                    session.receive(&buffer[..length], now, desk, out)
+                self.on_connection(desk, |connection, desk, out| {
+                    connection.receive(&mut buffer[..length], now, desk, out)
                 });
             }
             Err(rustix::io::Errno::AGAIN) => self.is_readable = false,
             Err(rustix::io::Errno::INTR) => {}
             Err(_reset) => {
                 self.is_readable = false;
-                self.session.die(desk);
+                self.connection.die(desk);
             }
         }
     }
@@ -261,7 +266,7 @@ impl Peer {
                 Err(rustix::io::Errno::INTR) => {}
                 Err(_reset) => {
                     self.sent = self.out.len();
-                    self.session.die(desk);
+                    self.connection.die(desk);
                 }
             }
         }

@@ -15,12 +15,12 @@ use store_model::Monotonic;
 
 use super::peers::Peers;
 use crate::clock;
+use crate::connection::Connection;
 use crate::desk::Desk;
 use crate::inbox::{Inbox, Ticket};
 use crate::intake::Outcome;
 use crate::metrics::Protocol;
 use crate::rounds::Rounds;
-use crate::session::Session;
 use crate::shared::{Slot, is_of_one_connection};
 use crate::slab::Key;
 use crate::threads::{Post, Stop, Work};
@@ -158,9 +158,9 @@ impl Turning {
                     let Some(slot) = Slot::take(&desk.shared, door.protocol) else { continue };
                     // Answers are small and awaited: they must not linger for more to join them. Failing costs time.
                     let _slower = set_tcp_nodelay(&socket, true);
-                    let session = |key| Session::new(key, door.protocol, now);
+                    let connection = |key| Connection::new(key, door.protocol, now, &desk.shared);
                     if let Err(error) =
-                        peers.add(socket, slot, session, |socket, key| register(epoll, socket, key))
+                        peers.add(socket, slot, connection, |socket, key| register(epoll, socket, key))
                     {
                         tracing::warn!(%error, "a connection cannot be watched and is closed");
                     }

@@ -13,6 +13,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::{pin, select, task, time};
@@ -22,6 +23,7 @@ use super::{Stop, grpc, http};
 use crate::config::ReceiverConfig;
 use crate::metrics::Protocol;
 use crate::shared::{Slot, is_of_one_connection};
+use crate::tls::stream::accept as accept_tls;
 
 /// Nobody sends one: its channel ends when the last connection does.
 pub(crate) enum Gone {}
@@ -69,7 +71,7 @@ pub(crate) async fn accept(
                 let (core, server, stop, alive) =
                     (Rc::clone(&core), Rc::clone(&server), stop.clone(), alive.clone());
                 task::spawn_local(async move {
-                    serve(core, server, stream, stop).await;
+                    serve(core, server, protocol, stream, stop).await;
                     drop(slot);
                     drop(alive);
                 });
@@ -107,27 +109,61 @@ impl Drop for Open {
     }
 }
 
+/// Waits for a connection to say something, through TLS where the port has it, and serves it then.
 async fn serve(
     core: Rc<Core>,
     server: Rc<auto::Builder<OnCore>>,
+    port: Protocol,
     stream: TcpStream,
     mut stop: watch::Receiver<Stop>,
 ) {
-    let config = &core.shared.config;
+    // Answers are small and awaited: they must not linger for more to join them. Failing only costs time.
+    drop(stream.set_nodelay(true));
+    let timeout = core.shared.config.header_timeout;
     // The first byte is awaited here, since nothing further down has a deadline for it. Peeking, because tokio calls a
     // fresh socket readable on suspicion.
-    let mut first = [0];
+    let Some(tls) = core.shared.tls(port) else {
+        let mut first = [0];
+        select! {
+            biased;
+            peeked = time::timeout(timeout, stream.peek(&mut first)) => {
+                if !matches!(peeked, Ok(Ok(1))) {
+                    return;
+                }
+            }
+            _ = stop.wait_for(Option::is_some) => return,
+        }
+        return converse(core, server, stream, stop).await;
+    };
+    let accepted = select! {
+        biased;
+        accepted = accept_tls(tls, stream, timeout) => accepted,
+        _ = stop.wait_for(Option::is_some) => return,
+    };
+    let mut stream = match accepted {
+        Ok(stream) => stream,
+        Err(reason) => return core.meters(port).connection_cut(reason),
+    };
     select! {
         biased;
-        peeked = time::timeout(config.header_timeout, stream.peek(&mut first)) => {
-            if !matches!(peeked, Ok(Ok(1))) {
+        filled = time::timeout(timeout, stream.fill_buf()) => {
+            if !matches!(filled, Ok(Ok([_, ..]))) {
                 return;
             }
         }
         _ = stop.wait_for(Option::is_some) => return,
     }
-    // Answers are small and awaited: they must not linger for more to join them. Failing only costs time.
-    drop(stream.set_nodelay(true));
+    converse(core, server, stream, stop).await;
+}
+
+/// Serves a connection that has begun to speak.
+async fn converse(
+    core: Rc<Core>,
+    server: Rc<auto::Builder<OnCore>>,
+    stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
+    stop: watch::Receiver<Stop>,
+) {
+    let config = &core.shared.config;
     let activity = Rc::new(Activity::default());
     let (of_core, of_service) = (Rc::clone(&core), Rc::clone(&activity));
     let service = service_fn(move |request: Request<Incoming>| {

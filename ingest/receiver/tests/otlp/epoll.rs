@@ -12,3 +12,5 @@ mod lifecycle;
 mod limits;
 #[path = "support.rs"]
 pub(crate) mod support;
+#[path = "tls.rs"]
+mod tls;
