@@ -62,12 +62,20 @@ pub(crate) struct Receivers {
     pub(crate) max_names: usize,
 }
 
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Otlp {
     pub(crate) protocols: Protocols,
     /// What does the I/O: `auto` takes the fastest this host allows and says which and why in the log.
     pub(crate) driver: ReceiverDriver,
+    /// Of all cores and both protocols together; each idle one costs less than a kilobyte here and a few in the kernel.
+    pub(crate) max_connections: usize,
+    /// For the first byte of a connection and for the head of an HTTP/1 request.
+    pub(crate) header_timeout: Span,
+    /// A body must be complete or have advanced by 1 KiB a second each time this passes.
+    pub(crate) body_timeout: Span,
+    /// A connection without a request is closed.
+    pub(crate) idle_timeout: Span,
 }
 
 /// The drivers by their names in the file.
@@ -222,6 +230,21 @@ impl Default for Receivers {
     }
 }
 
+impl Default for Otlp {
+    fn default() -> Self {
+        let ReceiverConfig { max_connections, header_timeout, body_timeout, idle_timeout, .. } =
+            ReceiverConfig::default();
+        Self {
+            protocols: Protocols::default(),
+            driver: ReceiverDriver::default(),
+            max_connections,
+            header_timeout: Span(header_timeout),
+            body_timeout: Span(body_timeout),
+            idle_timeout: Span(idle_timeout),
+        }
+    }
+}
+
 impl Default for Grpc {
     fn default() -> Self {
         Self { enabled: true, endpoint: loopback(4317), max_recv_msg_size: Size(64 << 20) }
@@ -370,6 +393,10 @@ impl Config {
         if self.memory.limit.is_some_and(|limit| limit.0 < 64 << 20) {
             return wrong("memory.limit", "must be at least 64MiB");
         }
+        let Otlp { header_timeout, body_timeout, idle_timeout, .. } = &self.receivers.otlp;
+        if [header_timeout, body_timeout, idle_timeout].iter().any(|timeout| timeout.0.is_zero()) {
+            return wrong("receivers.otlp", "header_timeout, body_timeout and idle_timeout must not be 0");
+        }
         if self.receivers.cores > 1_024 {
             return wrong("receivers.cores", "must be at most 1024");
         }
@@ -388,17 +415,23 @@ impl Config {
 
     /// What the receiver is told.
     pub(crate) fn receiver(&self, cores: u16, cpus: &Cpus, memory_bytes: u64) -> ReceiverConfig {
-        let Protocols { grpc, http } = &self.receivers.otlp.protocols;
+        let Otlp { protocols, driver, max_connections, header_timeout, body_timeout, idle_timeout } =
+            &self.receivers.otlp;
+        let Protocols { grpc, http } = protocols;
         // An eighth of the budget, as design section 5 leaves for buffers; never less than two maximal requests.
         let in_flight = (memory_bytes / 8).max(2 * grpc.max_recv_msg_size.0);
         ReceiverConfig {
-            driver: self.receivers.otlp.driver.into(),
+            driver: (*driver).into(),
             grpc: grpc.enabled.then_some(grpc.endpoint),
             http: http.enabled.then_some(http.endpoint),
             request_bytes_max: to_usize(grpc.max_recv_msg_size.0),
             inflight_bytes_max: to_usize(in_flight),
             cores: usize::from(cores),
             cpus: cpus.list().to_vec(),
+            max_connections: *max_connections,
+            header_timeout: header_timeout.0,
+            body_timeout: body_timeout.0,
+            idle_timeout: idle_timeout.0,
             ..ReceiverConfig::default()
         }
     }

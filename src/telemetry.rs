@@ -127,6 +127,9 @@ fn receiver_metrics(registry: &mut Registry, board: &StatusBoard) {
     let wire = Family::<ByProtocol, Counter>::default();
     let bodies = Family::<ByProtocol, Counter>::default();
     let connections = Family::<ByProtocol, Gauge>::default();
+    let accepted = Family::<ByProtocol, Counter>::default();
+    let turned_away = Family::<ByProtocol, Counter>::default();
+    let cut = Family::<Refusal, Counter>::default();
     for (protocol, numbers) in [("grpc", &snapshot.grpc), ("http", &snapshot.http)] {
         let label = ByProtocol { protocol };
         requests.get_or_create(&label).inc_by(numbers.requests_accepted + numbers.requests_partial);
@@ -134,6 +137,11 @@ fn receiver_metrics(registry: &mut Registry, board: &StatusBoard) {
         bodies.get_or_create(&label).inc_by(numbers.body_bytes);
         let open = i64::try_from(numbers.connections_open).unwrap_or(i64::MAX);
         connections.get_or_create(&label).set(open);
+        accepted.get_or_create(&label).inc_by(numbers.connections_accepted);
+        turned_away.get_or_create(&label).inc_by(numbers.connections_refused);
+        for (reason, count) in &numbers.connections_cut {
+            cut.get_or_create(&Refusal { protocol, reason: reason.as_str() }).inc_by(*count);
+        }
         for (reason, count) in &numbers.requests_refused {
             refused.get_or_create(&Refusal { protocol, reason: reason.as_str() }).inc_by(*count);
         }
@@ -143,6 +151,11 @@ fn receiver_metrics(registry: &mut Registry, board: &StatusBoard) {
     registry.register_with_unit("receiver_wire", "Bytes of bodies as received", Unit::Bytes, wire);
     registry.register_with_unit("receiver_body", "Bytes of bodies after decompression", Unit::Bytes, bodies);
     registry.register("receiver_connections", "Open connections", connections);
+    registry.register("receiver_connections_accepted", "Connections ever taken", accepted);
+    let help = "Connections closed as they came, since max_connections were open";
+    registry.register("receiver_connections_turned_away", help, turned_away);
+    let help = "Connections that were cut off, by reason; the portable driver counts none";
+    registry.register("receiver_connections_cut", help, cut);
 }
 
 fn state_metrics(registry: &mut Registry, board: &StatusBoard) {

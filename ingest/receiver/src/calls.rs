@@ -2,18 +2,25 @@
 //! while they read; it never writes to the connection, which happens when they are done.
 
 use std::mem;
+use std::time::Duration;
 
 use bytes::Bytes;
 use store_model::Monotonic;
 
-use crate::answer::{Form, Reason, Refusal};
+use crate::answer::{Answer, Form, Reason, Refusal};
 use crate::body::{Buffer, GrpcMessage};
 use crate::budget::Permit;
 use crate::desk::{Desk, Return};
 use crate::http2::{Sink, StreamId};
 use crate::metrics::Protocol;
 use crate::request::{Fields, Head};
+use crate::shared::REQUEST_BYTES;
 use crate::slab::Key;
+
+/// A request that is nothing for us is heard out this far and this long: most of these bodies are small or have mistakes
+/// of their own, and a stream that is answered half way is reset and cannot be told of them any more.
+const HEARD_OUT_BYTES: usize = 64 << 10;
+const HEARD_OUT_FOR: Duration = Duration::from_millis(250);
 
 /// A connection's requests.
 #[derive(Debug, Default)]
@@ -42,22 +49,27 @@ struct Call {
 enum State {
     Grpc(Head, GrpcMessage),
     Http(Head, Buffer),
+    /// Its answer is known; so many bytes more are heard before it is given.
+    Refused {
+        refusal: Refusal,
+        patience: usize,
+        _permit: Permit,
+    },
     /// The intake has it.
     Submitted,
-    /// It is nothing for us, and its sender hears so once it has been sent: most of these bodies are small or have
-    /// mistakes of their own, and a stream that is answered half way cannot be told of them any more.
-    Refused(Refusal),
 }
-
-/// So much of a refused body is waited for.
-const REFUSED_BYTES_MAX: u64 = 64 << 10;
 
 impl State {
     fn push(&mut self, piece: &[u8]) -> Result<(), Refusal> {
         match self {
             Self::Grpc(_, message) => message.push(piece),
             Self::Http(_, buffer) => buffer.push(piece),
-            Self::Submitted | Self::Refused(_) => Ok(()),
+            Self::Refused { patience, .. } if piece.len() < *patience => {
+                *patience -= piece.len();
+                Ok(())
+            }
+            Self::Refused { .. } => mem::replace(self, Self::Submitted).finish().map(drop),
+            Self::Submitted => Ok(()),
         }
     }
 
@@ -71,7 +83,7 @@ impl State {
                 let (stored, permit) = buffer.finish();
                 Ok((head, stored, permit))
             }
-            Self::Refused(refusal) => Err(refusal),
+            Self::Refused { refusal, .. } => Err(refusal),
             Self::Submitted => Err(Refusal::new(Reason::Internal, "a request was complete twice")),
         }
     }
@@ -122,24 +134,32 @@ impl Calls {
         owing.map(|call| (call.back.stream, mem::take(&mut call.owed)))
     }
 
-    /// Refuses the bodies that came too slowly.
+    /// Refuses the bodies that came too slowly, and those that were heard out long enough.
     pub(crate) fn look_at_bodies(&mut self, now: Monotonic, desk: &mut Desk) {
         let advance = desk.shared.body_advance_min();
         let timeout = desk.shared.config.body_timeout;
         let mut index = 0;
         while let Some(call) = self.open.get_mut(index) {
-            let is_receiving = !matches!(call.state, State::Submitted);
-            if is_receiving && now.since(call.looked_at) >= timeout {
-                if call.received < call.due {
-                    let call = self.open.swap_remove(index);
-                    self.loose += call.owed;
-                    self.active_at = now;
-                    call.refused(Refusal::new(Reason::Timeout, "the body came too slowly"), desk);
-                    continue;
+            let waited = now.since(call.looked_at);
+            let refusal = match &mut call.state {
+                State::Refused { .. } if waited >= HEARD_OUT_FOR => {
+                    mem::replace(&mut call.state, State::Submitted).finish().err()
                 }
-                (call.due, call.looked_at) = (call.received + advance, now);
-            }
-            index += 1;
+                State::Grpc(..) | State::Http(..) if waited >= timeout => {
+                    let is_slow = call.received < call.due;
+                    (call.due, call.looked_at) = (call.received + advance, now);
+                    is_slow.then(|| Refusal::new(Reason::Timeout, "the body came too slowly"))
+                }
+                _ => None,
+            };
+            let Some(refusal) = refusal else {
+                index += 1;
+                continue;
+            };
+            let call = self.open.swap_remove(index);
+            self.loose += call.owed;
+            self.active_at = now;
+            call.refused(refusal, desk);
         }
     }
 
@@ -168,11 +188,15 @@ impl Call {
 
     /// Its sender left. What the intake has stays counted until it is answered.
     fn abandon(self, desk: &Desk) {
-        if !matches!(self.state, State::Submitted) {
-            self.count_bytes(desk);
-            let gone = Refusal::new(Reason::Gone, "the body was cut off");
-            let _unread = desk.counted(self.back.protocol, crate::answer::Answer::Refused(gone), 0);
+        if matches!(self.state, State::Submitted) {
+            return;
         }
+        self.count_bytes(desk);
+        let refusal = match self.state {
+            State::Refused { refusal, .. } => refusal,
+            _ => Refusal::new(Reason::Gone, "the body was cut off"),
+        };
+        let _unread = desk.counted(self.back.protocol, Answer::Refused(refusal), 0);
     }
 }
 
@@ -198,6 +222,17 @@ impl Reading<'_> {
                 State::Http(head, buffer)
             }
         })
+    }
+
+    /// A refused request whose rest is worth hearing. Over HTTP/1 the sender may be waiting for the answer instead of
+    /// sending, and nothing is reset there; without memory nobody is heard out.
+    fn hear_out(&self, ends: bool, refusal: Refusal) -> Result<State, Refusal> {
+        let mut permit = self.desk.shared.budget.permit();
+        let is_heard = self.is_http2 && !ends && refusal.is_of_another_kind();
+        if !is_heard || permit.grow(REQUEST_BYTES).is_err() {
+            return Err(refusal);
+        }
+        Ok(State::Refused { refusal, patience: HEARD_OUT_BYTES, _permit: permit })
     }
 
     fn finish(&mut self, index: usize) {
@@ -232,8 +267,10 @@ impl Sink for Reading<'_> {
         let back = Return { connection: self.connection, stream, protocol, form };
         let state = match self.begin(protocol, fields) {
             Ok(state) => state,
-            Err(refusal) if self.is_http2 && !ends && refusal.is_of_another_kind() => State::Refused(refusal),
-            Err(refusal) => return self.desk.refuse(back, refusal),
+            Err(refusal) => match self.hear_out(ends, refusal) {
+                Ok(state) => state,
+                Err(refusal) => return self.desk.refuse(back, refusal),
+            },
         };
         let due = self.desk.shared.body_advance_min();
         self.calls.open.push(Call { back, state, received: 0, due, looked_at: self.now, owed: 0 });
@@ -255,8 +292,7 @@ impl Sink for Reading<'_> {
             self.calls.loose += call.owed;
             return call.refused(refusal, self.desk);
         }
-        let is_enough = matches!(call.state, State::Refused(_)) && call.received > REFUSED_BYTES_MAX;
-        if ends || is_enough {
+        if ends {
             self.finish(index);
         }
     }

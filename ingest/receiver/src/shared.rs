@@ -22,7 +22,7 @@ const BODY_BYTES_PER_SECOND_MIN: u64 = 1 << 10;
 
 /// What a request costs beside its body: its task and its stream. Counted too, or a sender could hold as many requests
 /// without a body as it likes.
-const REQUEST_BYTES: usize = 4 << 10;
+pub(crate) const REQUEST_BYTES: usize = 4 << 10;
 
 /// What all cores share.
 pub(crate) struct Shared {

@@ -540,6 +540,35 @@ fn a_body_must_advance_or_is_refused() {
 }
 
 #[test]
+fn a_refused_request_is_heard_out_for_a_while_before_it_is_answered() {
+    const END: u8 = 1;
+    let refused = headers(1, 4, "/nowhere", &[("content-type", "application/json")]);
+    let piece = frame(0, 0, 1, &[0; 16 << 10]);
+    let mut ends = Talk::new();
+    ends.hear(&http2(&[refused.clone(), piece.clone()]));
+    assert!(!ends.said().contains("only /v1/traces"), "it may still keep the rules");
+    ends.hear(&frame(0, END, 1, b"x"));
+    assert!(ends.said().contains("only /v1/traces"), "{}", ends.said());
+    let mut goes_on = Talk::new();
+    goes_on.hear(&http2(&[refused.clone(), piece.clone(), piece.clone(), piece.clone()]));
+    assert!(!goes_on.said().contains("only /v1/traces"));
+    goes_on.hear(&piece);
+    assert!(goes_on.said().contains("only /v1/traces"), "64 KiB are enough");
+    let mut stays = Talk::new();
+    stays.hear(&http2(&[refused.clone()]));
+    assert!(stays.in_flight() > 0, "what is held is counted");
+    stays.after(Duration::from_millis(300));
+    assert!(stays.said().contains("only /v1/traces"), "and a quarter of a second");
+    assert_eq!(stays.in_flight(), 0);
+    let mut lies = Talk::new();
+    lies.hear(&http2(&[refused, headers(1, 4, "/nowhere", &[])]));
+    let reset = frame(3, 0, 1, &1_u32.to_be_bytes());
+    assert!(lies.out.windows(reset.len()).any(|said| said == reset), "PROTOCOL_ERROR");
+    let http = lies.desk.shared.metrics.snapshot().http;
+    assert_eq!(http.requests_refused.iter().map(|(_, count)| count).sum::<u64>(), 1);
+}
+
+#[test]
 fn an_idle_or_old_connection_is_asked_to_go_and_then_made_to() {
     let goaway = |talk: &Talk| told(&talk.out, true).get(&0).is_some_and(|frames| frames.contains(&GOAWAY));
     let call = |stream| {
