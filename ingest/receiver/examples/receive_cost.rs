@@ -133,7 +133,10 @@ fn send(
 ) -> Result<(), Box<dyn std::error::Error>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let task = |stream: Bytes, encoding: String| async move {
-        let io = TokioIo::new(TcpStream::connect(address).await.expect("it listens"));
+        let stream_of_bytes = TcpStream::connect(address).await.expect("it listens");
+        // As gRPC clients do: a small body must not wait for the acknowledgement of its head.
+        stream_of_bytes.set_nodelay(true).expect("the socket is open");
+        let io = TokioIo::new(stream_of_bytes);
         let (sender, connection) =
             http2::handshake(TokioExecutor::new(), io).await.expect("it speaks HTTP/2");
         tokio::spawn(connection);
