@@ -555,7 +555,7 @@ fn a_refused_request_is_heard_out_for_a_while_before_it_is_answered() {
     goes_on.hear(&piece);
     assert!(goes_on.said().contains("only /v1/traces"), "64 KiB are enough");
     let mut stays = Talk::new();
-    stays.hear(&http2(&[refused.clone()]));
+    stays.hear(&http2(std::slice::from_ref(&refused)));
     assert!(stays.in_flight() > 0, "what is held is counted");
     stays.after(Duration::from_millis(300));
     assert!(stays.said().contains("only /v1/traces"), "and a quarter of a second");
