@@ -124,12 +124,17 @@ impl<'a> ResourceView<'a> {
 
     /// Visits the resource's attributes in order, duplicates included.
     pub fn attributes(&self, visit: &mut impl FnMut(&'a [u8], ValueView<'a>)) {
+        self.each_attribute(&mut |attribute| {
+            if let Ok((key, value)) = read_attribute(attribute) {
+                visit(key, value);
+            }
+        });
+    }
+
+    /// Visits the messages of the resource's attributes, for [`read_attribute`].
+    pub fn each_attribute(&self, visit: &mut impl FnMut(&'a [u8])) {
         each_delimited(self.resource_spans, RESOURCE, &mut |resource| {
-            each_delimited(resource, RESOURCE_ATTRIBUTES, &mut |attribute| {
-                if let Ok((key, value)) = read_attribute(attribute) {
-                    visit(key, value);
-                }
-            });
+            each_delimited(resource, RESOURCE_ATTRIBUTES, &mut |attribute| visit(attribute.rest()));
         });
     }
 }
@@ -151,11 +156,16 @@ pub fn visit_spans<'a>(
 
 /// Visits the attributes of a span's message in order, duplicates included; skips those it cannot read.
 pub fn span_attributes<'a>(span: &'a [u8], visit: &mut impl FnMut(&'a [u8], ValueView<'a>)) {
-    each_delimited(Reader::new(span), ATTRIBUTES, &mut |attribute| {
+    each_attribute(span, &mut |attribute| {
         if let Ok((key, value)) = read_attribute(attribute) {
             visit(key, value);
         }
     });
+}
+
+/// Visits the messages of a span's attributes, for [`read_attribute`].
+pub fn each_attribute<'a>(span: &'a [u8], visit: &mut impl FnMut(&'a [u8])) {
+    each_delimited(Reader::new(span), ATTRIBUTES, &mut |attribute| visit(attribute.rest()));
 }
 
 /// Calls `each` with every value under `wanted`, up to the first byte that makes no sense.
@@ -189,8 +199,13 @@ fn read_resource<'a>(mut reader: Reader<'a>, service: &mut Option<&'a [u8]>) -> 
     Ok(())
 }
 
-fn read_attribute<'a>(attribute: Reader<'a>) -> Result<(&'a [u8], ValueView<'a>), Error> {
-    Ok((read_key(attribute)?, read_value(attribute)?))
+/// The key and the value of an attribute's message, a `KeyValue`.
+///
+/// # Errors
+/// When it is malformed.
+pub fn read_attribute(attribute: &[u8]) -> Result<(&[u8], ValueView<'_>), Error> {
+    let reader = Reader::new(attribute);
+    Ok((read_key(reader)?, read_value(reader)?))
 }
 
 /// The key of a `KeyValue`, whose value is not looked into.

@@ -67,10 +67,6 @@ impl Rows {
         u32::try_from(self.rows.len()).expect("a segment is sealed before 2^32 rows")
     }
 
-    fn add_terms(&mut self, terms: &Terms, row: u32) {
-        terms.iter().for_each(|term| self.index.add(term, row));
-    }
-
     fn push(&mut self, fragment: Fragment, tenant_number: u32, row: u32) {
         self.earliest = self.earliest.min(fragment.trace_start);
         self.latest = self.latest.max(fragment.trace_start);
@@ -118,10 +114,10 @@ impl Open {
     pub(crate) fn insert(&self, fragment: Fragment, terms: &mut Terms) -> Result<(), ingest_otlp::Error> {
         let (tenant_number, row) = self.begin(&fragment.tenant);
         // Terms of a row that is not pushed yet are beyond every snapshot's end, so portions may be added early.
-        let mut add_portion = |portion: &Terms| self.write().add_terms(portion, row);
+        let mut add_portion = |portion: &mut Terms| portion.add_to(&mut self.write().index, row);
         let extracted = terms.extract(tenant_number, &fragment.otlp, &mut add_portion);
         let mut rows = self.write();
-        rows.add_terms(terms, row);
+        terms.add_to(&mut rows.index, row);
         rows.push(fragment, tenant_number, row);
         extracted
     }

@@ -1,19 +1,49 @@
 //! What of a fragment is indexed: services, operations, statuses, kinds, and every attribute of its spans and resources
 //! that has a text form. Reads OTLP; knows nothing of rows.
+//!
+//! Traces repeat themselves: nearly every attribute of a span was seen before, byte for byte. So a piece of OTLP is
+//! recognised by a fingerprint of its bytes, and only what is new is parsed and spelled out as terms.
 
-use ingest_otlp::{ResourceView, ValueView, WalkedSpan, span_attributes, visit_spans};
-use store_index::Term;
+use std::hash::BuildHasher;
+
+use hashbrown::{DefaultHashBuilder, HashTable};
+use ingest_otlp::{ResourceView, ValueView, WalkedSpan, each_attribute, read_attribute, visit_spans};
+use store_index::{IndexBuilder, Term, TermNumber};
 
 /// Terms are handed on in portions of about this size, so that a trace of 100,000 spans neither fills memory nor holds
 /// up readers.
 const PORTION_BYTES: usize = 256 << 10;
 
-/// Encoded terms, end to end. Kept from fragment to fragment for its memory.
+/// The terms of one fragment on their way into one index. Made anew with each open segment.
 #[derive(Debug, Default)]
 pub(crate) struct Terms {
+    hasher: DefaultHashBuilder,
+    /// Pieces seen before. Two pieces with one fingerprint of 64 keyed bits would share their terms: with a million
+    /// pieces a chance of 1 in 10^7, for a search that verifies what it finds.
+    known: HashTable<Piece>,
+    /// What known pieces stand for.
+    numbers: Vec<TermNumber>,
+    /// Of this portion: terms the index has, pieces it has not seen, and the terms of those, end to end.
+    old: Vec<TermNumber>,
+    fresh: Vec<Fresh>,
     bytes: Vec<u8>,
     ends: Vec<usize>,
     text: String,
+}
+
+#[derive(Debug)]
+struct Piece {
+    print: u64,
+    /// Which of `numbers`.
+    start: usize,
+    count: usize,
+}
+
+/// A piece whose terms are the next `count`.
+#[derive(Debug)]
+struct Fresh {
+    print: u64,
+    count: usize,
 }
 
 impl Terms {
@@ -26,31 +56,66 @@ impl Terms {
         &mut self,
         tenant_number: u32,
         otlp: &[u8],
-        each_portion: &mut dyn FnMut(&Self),
+        each_portion: &mut dyn FnMut(&mut Self),
     ) -> Result<(), ingest_otlp::Error> {
         self.clear();
-        self.push(tenant_number, Term::Tenant);
+        self.piece(self.print(tenant_number, "tenant"), |terms| terms.push(tenant_number, Term::Tenant));
         let mut resource_before = None;
         visit_spans(otlp, &mut |resource, span, span_bytes| {
-            self.push_span(tenant_number, span);
-            span_attributes(span_bytes, &mut |key, value| self.push_attribute(tenant_number, key, value));
-            self.push_resource(tenant_number, resource, &mut resource_before);
-            if self.bytes.len() >= PORTION_BYTES {
+            self.span(tenant_number, span);
+            each_attribute(span_bytes, &mut |attribute| self.attribute(tenant_number, attribute));
+            self.resource(tenant_number, resource, &mut resource_before);
+            if self.bytes.len() + self.old.len() * size_of::<TermNumber>() >= PORTION_BYTES {
                 each_portion(self);
                 self.clear();
             }
         })
     }
 
-    /// The terms of this portion.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &[u8]> {
+    /// Puts this portion into the index that all portions so far went to.
+    pub(crate) fn add_to(&mut self, index: &mut IndexBuilder, row: u32) {
+        for &number in &self.old {
+            index.add_row(number, row);
+        }
         let starts = std::iter::once(0).chain(self.ends.iter().copied());
-        starts.zip(&self.ends).map(|(start, &end)| &self.bytes[start..end])
+        let mut terms = starts.zip(&self.ends).map(|(start, &end)| &self.bytes[start..end]);
+        for &Fresh { print, count } in &self.fresh {
+            let start = self.numbers.len();
+            self.numbers.extend(terms.by_ref().take(count).map(|term| index.add(term, row)));
+            // A piece that came twice in one portion is known by its first coming.
+            self.known.entry(print, |piece| piece.print == print, |piece| piece.print).or_insert(Piece {
+                print,
+                start,
+                count,
+            });
+        }
+    }
+
+    /// About how much memory is held for known pieces.
+    pub(crate) fn bytes(&self) -> usize {
+        self.known.allocation_size() + self.numbers.capacity() * size_of::<TermNumber>()
     }
 
     fn clear(&mut self) {
+        self.old.clear();
+        self.fresh.clear();
         self.bytes.clear();
         self.ends.clear();
+    }
+
+    fn print(&self, tenant_number: u32, bytes: impl std::hash::Hash) -> u64 {
+        self.hasher.hash_one((tenant_number, bytes))
+    }
+
+    /// Takes a piece: as it is known, or as `spell` pushes its terms.
+    fn piece(&mut self, print: u64, spell: impl FnOnce(&mut Self)) {
+        if let Some(&Piece { start, count, .. }) = self.known.find(print, |piece| piece.print == print) {
+            self.old.extend_from_slice(&self.numbers[start..start + count]);
+            return;
+        }
+        let before = self.ends.len();
+        spell(self);
+        self.fresh.push(Fresh { print, count: self.ends.len() - before });
     }
 
     fn push(&mut self, tenant_number: u32, term: Term<'_>) {
@@ -58,43 +123,45 @@ impl Terms {
         self.ends.push(self.bytes.len());
     }
 
-    fn push_span(&mut self, tenant_number: u32, span: &WalkedSpan<'_>) {
+    fn span(&mut self, tenant_number: u32, span: &WalkedSpan<'_>) {
         let &WalkedSpan { service, operation, status, kind, .. } = span;
-        self.push(tenant_number, Term::Service(service));
-        self.push(tenant_number, Term::Operation(operation));
-        self.push(tenant_number, Term::ServiceOperation(service, operation));
-        self.push(tenant_number, Term::Status(status));
-        self.push(tenant_number, Term::Kind(kind));
+        self.piece(self.print(tenant_number, (service, operation, status, kind)), |terms| {
+            terms.push(tenant_number, Term::Service(service));
+            terms.push(tenant_number, Term::Operation(operation));
+            terms.push(tenant_number, Term::ServiceOperation(service, operation));
+            terms.push(tenant_number, Term::Status(status));
+            terms.push(tenant_number, Term::Kind(kind));
+        });
     }
 
-    fn push_attribute(&mut self, tenant_number: u32, key: &[u8], value: ValueView<'_>) {
-        // Nearly every value is text that is searched for as it stands.
-        if let ValueView::Str(value) = value
-            && str::from_utf8(value).is_ok()
-        {
-            return self.push(tenant_number, Term::Attribute { key, value });
-        }
-        let mut text = std::mem::take(&mut self.text);
-        text.clear();
-        if value.to_text(&mut text) {
-            self.push(tenant_number, Term::Attribute { key, value: text.as_bytes() });
-        }
-        self.text = text;
+    /// `attribute` is the message as it stands in the span or the resource.
+    fn attribute(&mut self, tenant_number: u32, attribute: &[u8]) {
+        self.piece(self.print(tenant_number, attribute), |terms| {
+            let Ok((key, value)) = read_attribute(attribute) else { return };
+            // Nearly every value is text that is searched for as it stands.
+            if let ValueView::Str(value) = value
+                && str::from_utf8(value).is_ok()
+            {
+                return terms.push(tenant_number, Term::Attribute { key, value });
+            }
+            let mut text = std::mem::take(&mut terms.text);
+            text.clear();
+            if value.to_text(&mut text) {
+                terms.push(tenant_number, Term::Attribute { key, value: text.as_bytes() });
+            }
+            terms.text = text;
+        });
     }
 
-    /// Spans come resource by resource. The place of a resource's first key tells it apart from the one before, so each
-    /// is taken once however many spans it has.
-    fn push_resource(
-        &mut self,
-        tenant_number: u32,
-        resource: &ResourceView<'_>,
-        before: &mut Option<*const u8>,
-    ) {
+    /// Spans come resource by resource. The place of a resource's first attribute tells it apart from the one before, so
+    /// each is taken once however many spans it has.
+    fn resource(&mut self, tenant_number: u32, resource: &ResourceView<'_>, before: &mut Option<*const u8>) {
         let mut known = None;
-        resource.attributes(&mut |key, value| {
-            let known = *known.get_or_insert_with(|| before.replace(key.as_ptr()) == Some(key.as_ptr()));
+        resource.each_attribute(&mut |attribute| {
+            let first = attribute.as_ptr();
+            let known = *known.get_or_insert_with(|| before.replace(first) == Some(first));
             if !known {
-                self.push_attribute(tenant_number, key, value);
+                self.attribute(tenant_number, attribute);
             }
         });
     }

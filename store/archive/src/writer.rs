@@ -70,7 +70,7 @@ impl ShardWriter {
     /// About how much memory the open segment holds, its index included.
     #[must_use]
     pub fn open_bytes(&self) -> usize {
-        self.shard().view().open.read().bytes()
+        self.terms.bytes() + self.shard().view().open.read().bytes()
     }
 
     /// How many fragments the open segment holds.
@@ -85,7 +85,8 @@ impl ShardWriter {
         let options = &self.archive.shared.options;
         let view = self.shard().view();
         let rows = view.open.read();
-        rows.bytes() >= options.open_bytes_max || rows.index.term_count() >= options.open_terms_max
+        self.terms.bytes() + rows.bytes() >= options.open_bytes_max
+            || rows.index.term_count() >= options.open_terms_max
     }
 
     /// Writes the open segment to a file, durably, and begins a new one. It then covers the settlement records from
@@ -112,6 +113,9 @@ impl ShardWriter {
         shard.show(sealed, Arc::new(Open::default()));
         covered.add(coverage);
         self.covered = covered.end();
+        drop(covered);
+        // The numbers of the terms belong to the index that was just sealed.
+        self.terms = Terms::default();
         Ok(Some(path))
     }
 }

@@ -8,6 +8,10 @@ use hashbrown::{DefaultHashBuilder, HashTable};
 /// How many rows a term holds without an allocation, in memory; [`crate::write()`] inlines as many on disk.
 pub(crate) const INLINE_ROWS_MAX: usize = 3;
 
+/// A term of one [`IndexBuilder`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TermNumber(u32);
+
 /// Terms and their rows, while rows are still being added.
 #[derive(Debug, Default)]
 pub struct IndexBuilder {
@@ -40,20 +44,24 @@ impl IndexBuilder {
         Self::default()
     }
 
-    /// Says that `term` is true of `row`. Rows come in ascending order; saying the same twice is fine.
+    /// Says that `term` is true of `row`, and returns the term's number for [`Self::add_row`]. Rows come in ascending order;
+    /// saying the same twice is fine.
     ///
     /// # Panics
     /// When the arena has more terms than 32 bits can number; a segment is sealed long before.
-    pub fn add(&mut self, term: &[u8], row: u32) {
+    pub fn add(&mut self, term: &[u8], row: u32) -> TermNumber {
         let hash = self.hasher.hash_one(term);
         let found = self.table.find(hash, |&entry| self.term(entry) == term).copied();
         match found {
-            Some(entry) => self.add_row(entry as usize, row),
+            Some(entry) => {
+                self.add_row(TermNumber(entry), row);
+                TermNumber(entry)
+            }
             None => self.add_term(hash, term, row),
         }
     }
 
-    fn add_term(&mut self, hash: u64, term: &[u8], row: u32) {
+    fn add_term(&mut self, hash: u64, term: &[u8], row: u32) -> TermNumber {
         let number = u32::try_from(self.entries.len()).expect("a segment is sealed before 2^32 terms");
         let length = u32::try_from(term.len()).expect("parts of terms are cut");
         let start = self.arena.len();
@@ -65,9 +73,15 @@ impl IndexBuilder {
         });
         let Self { arena, entries, table, hasher, .. } = self;
         table.insert_unique(hash, number, |&entry| hasher.hash_one(term_of(arena, &entries[entry as usize])));
+        TermNumber(number)
     }
 
-    fn add_row(&mut self, entry: usize, row: u32) {
+    /// As [`Self::add`], of a term that this index has numbered.
+    ///
+    /// # Panics
+    /// When it has not.
+    pub fn add_row(&mut self, term: TermNumber, row: u32) {
+        let entry = term.0 as usize;
         let last = self.rows_of(&self.entries[entry]).last().copied();
         debug_assert!(last <= Some(row), "rows come in ascending order");
         if last == Some(row) {

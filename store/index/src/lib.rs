@@ -11,7 +11,7 @@ pub mod reader;
 pub mod term;
 mod write;
 
-pub use builder::IndexBuilder;
+pub use builder::{IndexBuilder, TermNumber};
 pub use error::Error;
 pub use reader::IndexReader;
 pub use term::Term;

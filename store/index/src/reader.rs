@@ -273,7 +273,9 @@ mod tests {
         ) {
             let mut builder = IndexBuilder::new();
             for (row, terms) in (0u32..).zip(&rows) {
-                terms.iter().for_each(|term| builder.add(term.as_bytes(), row));
+                for term in terms {
+                    builder.add(term.as_bytes(), row);
+                }
             }
             let identity: Vec<u32> = (0u32..).take(rows.len()).collect();
             let bytes = bytes_of(&builder, &identity);
