@@ -1,16 +1,16 @@
 //! Undoing what senders compressed, within a limit that holds while it happens. Never trusts a declared size.
 //!
-//! Each thread keeps one decompressor of each kind: about 50 KiB for gzip and, once a sender has used windows of that
+//! Each thread keeps one decompressor of each kind: about 12 KiB for gzip and, once a sender has used windows of that
 //! size, up to 8 MiB for zstd.
 
 use std::cell::RefCell;
 
 use bytes::Bytes;
-use flate2::{Crc, Decompress, FlushDecompress, Status};
 use store_model::Encoding;
 use zstd::stream::raw::{DParameter, Decoder, InBuffer, Operation, OutBuffer};
 
 use crate::error::Error;
+use crate::gunzip::{self, Failure};
 
 /// The window every zstd decoder must support, and all that ours does: 8 MiB (RFC 8878, section 3.1.1.1.2).
 const ZSTD_WINDOW_LOG_MAX: u32 = 23;
@@ -58,11 +58,15 @@ impl Output {
         self.bytes.len() == self.bytes.capacity()
     }
 
+    fn spare(&self) -> usize {
+        self.bytes.capacity() - self.bytes.len()
+    }
+
     /// Makes room, at least for the one byte that breaks the limit.
     fn grow(&mut self) {
-        let doubled = self.bytes.len().max(1024);
+        let doubled = self.bytes.capacity().max(1024);
         let room = self.limit_bytes.saturating_sub(self.bytes.len());
-        self.bytes.reserve_exact(doubled.min(room).saturating_add(SLACK_BYTES));
+        self.bytes.reserve_exact((self.spare() + doubled).min(room).saturating_add(SLACK_BYTES));
     }
 }
 
@@ -70,84 +74,29 @@ fn bad_gzip(what: &str) -> Error {
     Error::BadCompression { encoding: "gzip", what: what.to_owned() }
 }
 
+/// All members of `body` (RFC 1952). A member is decompressed in one go, so room that does not suffice costs that work
+/// again; since room at least doubles, it costs it once more at the most.
 fn gunzip(body: &[u8], limit_bytes: usize) -> Result<Bytes, Error> {
-    thread_local! {
-        // A raw stream, because only such a state can be reset without being allocated anew.
-        static INFLATE: RefCell<Decompress> = RefCell::new(Decompress::new(false));
-    }
     // The last member ends with its size, modulo 2^32.
     let declared = body.last_chunk().map_or(0, |&size| u32::from_le_bytes(size)) as usize;
     let mut output = Output::new(declared, body.len(), limit_bytes);
     let mut rest = body;
-    INFLATE.with_borrow_mut(|inflate| {
-        loop {
-            rest = inflate_member(inflate, rest, &mut output)?;
-            if rest.is_empty() {
-                return Ok(output.bytes.into());
-            }
-        }
-    })
-}
-
-/// Inflates one gzip member (RFC 1952) and gives back what follows it.
-fn inflate_member<'a>(
-    inflate: &mut Decompress,
-    member: &'a [u8],
-    output: &mut Output,
-) -> Result<&'a [u8], Error> {
-    let mut rest = gzip_payload(member).ok_or_else(|| bad_gzip("no complete gzip header"))?;
-    let start = output.bytes.len();
-    inflate.reset(false);
     loop {
-        let before = inflate.total_in();
-        let status = inflate
-            .decompress_vec(rest, &mut output.bytes, FlushDecompress::Finish)
-            .map_err(|cause| bad_gzip(&cause.to_string()))?;
-        rest = &rest[usize::try_from(inflate.total_in() - before).unwrap_or(rest.len())..];
-        output.check()?;
-        match status {
-            Status::StreamEnd => break,
-            _ if output.is_full() => output.grow(),
-            _ => return Err(bad_gzip("the stream is cut short")),
+        // One byte more than allowed tells that there is too much.
+        let room = limit_bytes.saturating_sub(output.bytes.len()).saturating_add(1);
+        match gunzip::member(rest, &mut output.bytes, room) {
+            Ok(taken) => {
+                output.check()?;
+                rest = &rest[taken..];
+                if rest.is_empty() {
+                    return Ok(output.bytes.into());
+                }
+            }
+            Err(Failure::NoRoom) if output.spare() >= room => return Err(Error::TooLarge { limit_bytes }),
+            Err(Failure::NoRoom) => output.grow(),
+            Err(Failure::Bad) => return Err(bad_gzip("not a complete gzip member, or a damaged one")),
         }
     }
-    let (&trailer, rest) =
-        rest.split_first_chunk::<8>().ok_or_else(|| bad_gzip("the stream is cut short"))?;
-    let [c0, c1, c2, c3, s0, s1, s2, s3] = trailer;
-    let inflated = &output.bytes[start..];
-    let mut crc = Crc::new();
-    crc.update(inflated);
-    if crc.sum() != u32::from_le_bytes([c0, c1, c2, c3]) {
-        return Err(bad_gzip("the checksum does not match"));
-    }
-    if inflated.len() as u64 & 0xFFFF_FFFF != u64::from(u32::from_le_bytes([s0, s1, s2, s3])) {
-        return Err(bad_gzip("the size does not match"));
-    }
-    Ok(rest)
-}
-
-/// What follows the header of a gzip member, or `None` when that is no complete header.
-fn gzip_payload(member: &[u8]) -> Option<&[u8]> {
-    const HEADER_CRC: u8 = 1 << 1;
-    const EXTRA: u8 = 1 << 2;
-    const NAME: u8 = 1 << 3;
-    const COMMENT: u8 = 1 << 4;
-    const RESERVED: u8 = 0b1110_0000;
-    let (&[0x1F, 0x8B, 8, flags, ..], mut rest) = member.split_first_chunk::<10>()? else { return None };
-    if flags & RESERVED != 0 {
-        return None;
-    }
-    if flags & EXTRA != 0 {
-        let (&length, after) = rest.split_first_chunk()?;
-        rest = after.get(usize::from(u16::from_le_bytes(length))..)?;
-    }
-    for text in [NAME, COMMENT] {
-        if flags & text != 0 {
-            let end = rest.iter().position(|&byte| byte == 0)?;
-            rest = &rest[end + 1..];
-        }
-    }
-    if flags & HEADER_CRC != 0 { rest.get(2..) } else { Some(rest) }
 }
 
 fn bad_zstd(cause: impl ToString) -> Error {

@@ -10,6 +10,7 @@ pub mod compression;
 pub mod containers;
 pub mod error;
 pub mod extract;
+mod gunzip;
 pub mod json;
 pub mod messages;
 mod schema;
