@@ -1,6 +1,5 @@
 //! The only place where rooms meet: opens them in data-flow order and stops them in reverse.
 
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, mpsc};
@@ -18,7 +17,7 @@ use store_model::{Offset, PartitionId, ShardId, Symbols};
 use crate::archiver::{ArchiverOptions, ArchiverThread};
 use crate::bodies::JournalBodies;
 use crate::clock;
-use crate::config::{Ack, Config};
+use crate::config::{Ack, Config, Receivers};
 use crate::cpus::Cpus;
 use crate::gate::Gate;
 use crate::intake::{Entrance, Queue, RefusedLedger};
@@ -60,10 +59,21 @@ pub(crate) enum Error {
     Log(#[from] store_log::Error),
     #[error("archive: {0}")]
     Archive(#[from] store_archive::Error),
-    #[error("receiver: {0}")]
+    #[error("{}", receiver_problem(.0))]
     Receiver(#[from] ingest_receiver::Error),
     #[error("cannot start thread {name}: {source}")]
     Thread { name: String, source: std::io::Error },
+}
+
+/// What somebody has to change in the configuration, where that helps.
+fn receiver_problem(error: &ingest_receiver::Error) -> String {
+    let ingest_receiver::Error::Listen { protocol, address, source } = error else {
+        return format!("receiver: {error}");
+    };
+    let key = Receivers::key(*protocol);
+    format!(
+        "cannot listen on {address} ({source}); set {key}.endpoint to a free address, or {key}.enabled to false"
+    )
 }
 
 /// A running appliance.
@@ -227,13 +237,8 @@ impl Appliance {
     }
 
     /// Where requests are taken, port 0 resolved.
-    pub(crate) fn otlp_grpc(&self) -> Option<SocketAddr> {
-        self.endpoints.grpc
-    }
-
-    /// As [`Self::otlp_grpc`].
-    pub(crate) fn otlp_http(&self) -> Option<SocketAddr> {
-        self.endpoints.http
+    pub(crate) fn endpoints(&self) -> Endpoints {
+        self.endpoints
     }
 
     /// Stops taking requests, answers those in flight, and leaves everything durable: what is undecided is in the journal.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ingest_aggregator::{Limits, ShardConfig, Timing};
-use ingest_receiver::{DriverChoice, ReceiverConfig};
+use ingest_receiver::{DriverChoice, Protocol, ReceiverConfig};
 use ingest_sampler::{Policy, SlowPolicy};
 use serde::{Deserialize, Deserializer};
 use store_model::Threshold;
@@ -50,6 +50,8 @@ pub(crate) struct Config {
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Receivers {
     pub(crate) otlp: Otlp,
+    pub(crate) zipkin: Listen,
+    pub(crate) jaeger: Jaeger,
     /// Ingest cores: journal partitions and shards alike. 0 means as many as the affinity mask allows. Fixed by the data
     /// directory once it exists.
     pub(crate) cores: u16,
@@ -121,6 +123,46 @@ pub(crate) struct Grpc {
 pub(crate) struct Http {
     pub(crate) enabled: bool,
     pub(crate) endpoint: SocketAddr,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Jaeger {
+    pub(crate) protocols: JaegerProtocols,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct JaegerProtocols {
+    pub(crate) grpc: Listen,
+    pub(crate) thrift_http: Listen,
+}
+
+impl Receivers {
+    /// Where the listener of `protocol` stands in the file.
+    pub(crate) fn key(protocol: Protocol) -> &'static str {
+        match protocol {
+            Protocol::Grpc => "receivers.otlp.protocols.grpc",
+            Protocol::Http => "receivers.otlp.protocols.http",
+            Protocol::Zipkin => "receivers.zipkin",
+            Protocol::JaegerGrpc => "receivers.jaeger.protocols.grpc",
+            Protocol::JaegerHttp => "receivers.jaeger.protocols.thrift_http",
+        }
+    }
+}
+
+/// Whether and where a protocol is served; without an endpoint, on its usual port of this host.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Listen {
+    pub(crate) enabled: bool,
+    pub(crate) endpoint: Option<SocketAddr>,
+}
+
+impl Listen {
+    fn address(&self, usual: Option<SocketAddr>) -> Option<SocketAddr> {
+        self.endpoint.or(usual).filter(|_| self.enabled)
+    }
 }
 
 /// The journal of what arrived.
@@ -226,7 +268,15 @@ const fn loopback(port: u16) -> SocketAddr {
 
 impl Default for Receivers {
     fn default() -> Self {
-        Self { otlp: Otlp::default(), cores: 0, cpus: Vec::new(), max_tenants: 1_000, max_names: 100_000 }
+        Self {
+            otlp: Otlp::default(),
+            zipkin: Listen::default(),
+            jaeger: Jaeger::default(),
+            cores: 0,
+            cpus: Vec::new(),
+            max_tenants: 1_000,
+            max_names: 100_000,
+        }
     }
 }
 
@@ -254,6 +304,12 @@ impl Default for Grpc {
 impl Default for Http {
     fn default() -> Self {
         Self { enabled: true, endpoint: loopback(4318) }
+    }
+}
+
+impl Default for Listen {
+    fn default() -> Self {
+        Self { enabled: true, endpoint: None }
     }
 }
 
@@ -415,15 +471,19 @@ impl Config {
 
     /// What the receiver is told.
     pub(crate) fn receiver(&self, cores: u16, cpus: &Cpus, memory_bytes: u64) -> ReceiverConfig {
-        let Otlp { protocols, driver, max_connections, header_timeout, body_timeout, idle_timeout } =
-            &self.receivers.otlp;
+        let Receivers { otlp, zipkin, jaeger, .. } = &self.receivers;
+        let Otlp { protocols, driver, max_connections, header_timeout, body_timeout, idle_timeout } = otlp;
         let Protocols { grpc, http } = protocols;
         // An eighth of the budget, as design section 5 leaves for buffers; never less than two maximal requests.
         let in_flight = (memory_bytes / 8).max(2 * grpc.max_recv_msg_size.0);
+        let usual = ReceiverConfig::default();
         ReceiverConfig {
             driver: (*driver).into(),
             grpc: grpc.enabled.then_some(grpc.endpoint),
             http: http.enabled.then_some(http.endpoint),
+            zipkin: zipkin.address(usual.zipkin),
+            jaeger_grpc: jaeger.protocols.grpc.address(usual.jaeger_grpc),
+            jaeger_http: jaeger.protocols.thrift_http.address(usual.jaeger_http),
             request_bytes_max: to_usize(grpc.max_recv_msg_size.0),
             inflight_bytes_max: to_usize(in_flight),
             cores: usize::from(cores),
@@ -432,7 +492,7 @@ impl Config {
             header_timeout: header_timeout.0,
             body_timeout: body_timeout.0,
             idle_timeout: idle_timeout.0,
-            ..ReceiverConfig::default()
+            ..usual
         }
     }
 
@@ -617,6 +677,21 @@ mod tests {
             assert_eq!(DriverChoice::from(config.receivers.otlp.driver).as_str(), name);
         }
         assert!(refusal("receivers: { otlp: { driver: uring } }").contains("io_uring"));
+    }
+
+    #[test]
+    fn zipkin_and_jaeger_listen_on_their_usual_ports_unless_told_otherwise() {
+        let ports = |text: &str| {
+            let config = Config::parse(text).unwrap().receiver(1, &Cpus::choose(&[], 1), 1 << 30);
+            let all = [config.zipkin, config.jaeger_grpc, config.jaeger_http];
+            all.map(|address| address.map(|address| address.to_string()))
+        };
+        let usual = ["127.0.0.1:9411", "127.0.0.1:14250", "127.0.0.1:14268"];
+        assert_eq!(ports(""), usual.map(|address| Some(address.to_owned())));
+        let text = "receivers:
+  zipkin: { endpoint: 0.0.0.0:1 }
+  jaeger: { protocols: { grpc: { enabled: false }, thrift_http: { endpoint: 127.0.0.1:2 } } }";
+        assert_eq!(ports(text), [Some("0.0.0.0:1".to_owned()), None, Some("127.0.0.1:2".to_owned())]);
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use ingest_receiver::Endpoints;
 use query_api::{Service, StatusSource};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -26,6 +27,9 @@ const DATA_DIR: &str = "sluicebox-data";
 pub(crate) struct Listening {
     pub(crate) otlp_grpc: Option<SocketAddr>,
     pub(crate) otlp_http: Option<SocketAddr>,
+    pub(crate) zipkin: Option<SocketAddr>,
+    pub(crate) jaeger_grpc: Option<SocketAddr>,
+    pub(crate) jaeger_thrift_http: Option<SocketAddr>,
     pub(crate) admin: SocketAddr,
     pub(crate) query: SocketAddr,
 }
@@ -77,9 +81,13 @@ async fn listen(
 ) -> Result<(), Box<dyn std::error::Error>> {
     let query = bind("query.endpoint", config.query.endpoint).await?;
     let admin = bind("admin.endpoint", config.admin.endpoint).await?;
+    let Endpoints { grpc, http, zipkin, jaeger_grpc, jaeger_http } = appliance.endpoints();
     let listening = Listening {
-        otlp_grpc: appliance.otlp_grpc(),
-        otlp_http: appliance.otlp_http(),
+        otlp_grpc: grpc,
+        otlp_http: http,
+        zipkin,
+        jaeger_grpc,
+        jaeger_thrift_http: jaeger_http,
         admin: admin.local_addr()?,
         query: query.local_addr()?,
     };
@@ -123,7 +131,7 @@ async fn wait_for_signal() -> std::io::Result<()> {
 }
 
 fn greet(listening: &Listening, data_dir: &Path) {
-    let Listening { otlp_grpc, otlp_http, admin, query } = listening;
+    let Listening { otlp_grpc, otlp_http, zipkin, jaeger_grpc, jaeger_thrift_http, admin, query } = listening;
     let address =
         |address: &Option<SocketAddr>| address.map_or("off".to_owned(), |address| address.to_string());
     println!(
@@ -131,6 +139,8 @@ fn greet(listening: &Listening, data_dir: &Path) {
          \n  \
            OTLP/gRPC  {}\n  \
            OTLP/HTTP  {}   (POST /v1/traces)\n  \
+           Zipkin     {}   (POST /api/v2/spans)\n  \
+           Jaeger     {} (gRPC), {} (POST /api/traces)\n  \
            queries    {query}   (gRPC, reflection on)\n  \
            admin      http://{admin}/metrics  /healthz  /readyz\n\
          \n\
@@ -143,6 +153,9 @@ fn greet(listening: &Listening, data_dir: &Path) {
         data_dir.display(),
         address(otlp_grpc),
         address(otlp_http),
+        address(zipkin),
+        address(jaeger_grpc),
+        address(jaeger_thrift_http),
         address(otlp_grpc),
     );
 }

@@ -7,6 +7,7 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
+use ingest_receiver::Protocol;
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -130,7 +131,8 @@ fn receiver_metrics(registry: &mut Registry, board: &StatusBoard) {
     let accepted = Family::<ByProtocol, Counter>::default();
     let turned_away = Family::<ByProtocol, Counter>::default();
     let cut = Family::<Refusal, Counter>::default();
-    for (protocol, numbers) in [("grpc", &snapshot.grpc), ("http", &snapshot.http)] {
+    for protocol in Protocol::ALL {
+        let (numbers, protocol) = (snapshot.of(protocol), protocol.as_str());
         let label = ByProtocol { protocol };
         requests.get_or_create(&label).inc_by(numbers.requests_accepted + numbers.requests_partial);
         wire.get_or_create(&label).inc_by(numbers.wire_bytes);

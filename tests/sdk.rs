@@ -34,6 +34,11 @@ receivers:
     protocols:
       grpc: { endpoint: 127.0.0.1:0 }
       http: { endpoint: 127.0.0.1:0 }
+  zipkin: { endpoint: 127.0.0.1:0 }
+  jaeger:
+    protocols:
+      grpc: { endpoint: 127.0.0.1:0 }
+      thrift_http: { endpoint: 127.0.0.1:0 }
 query: { endpoint: 127.0.0.1:0 }
 admin: { endpoint: 127.0.0.1:0 }
 aggregator: { quiet_after_root: 4s }

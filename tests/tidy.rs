@@ -21,7 +21,7 @@ const ARROWS: [(&str, &[&str]); 13] = [
     ("ingest-dialects", &["ingest-otlp"]),
     ("ingest-sampler", &[]),
     ("ingest-aggregator", &["ingest-otlp", "ingest-sampler"]),
-    ("ingest-receiver", &["ingest-otlp"]),
+    ("ingest-receiver", &["ingest-dialects", "ingest-otlp"]),
     ("query-engine", &["store-archive", "store-index", "ingest-otlp"]),
     ("query-api", &["query-engine", "ingest-otlp"]),
     ("sluicebox-bench", &["store-log", "ingest-otlp", "query-api"]),

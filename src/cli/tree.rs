@@ -69,18 +69,33 @@ pub(super) fn render(otlp: &[u8], summary: &TraceSummary) -> Result<String, Stri
     Ok(text)
 }
 
+/// The span above each. Client and server may share an id, as Zipkin lets them: then the server stands below the client,
+/// and what either of them called below the server.
+fn parents(nodes: &[Node]) -> Vec<Option<usize>> {
+    let mut sharing: HashMap<SpanId, Vec<usize>> = HashMap::new();
+    for (index, node) in nodes.iter().enumerate() {
+        sharing.entry(node.id).or_default().push(index);
+    }
+    // Clocks differ; who called whom does not.
+    sharing.values_mut().for_each(|twins| twins.sort_by_key(|&index| nodes[index].kind == "server"));
+    let mut parents = vec![None; nodes.len()];
+    for twins in sharing.values() {
+        let [first, rest @ ..] = &twins[..] else { continue };
+        let Node { id, parent, .. } = &nodes[*first];
+        let above = sharing.get(parent).filter(|_| !parent.is_zero() && parent != id);
+        parents[*first] = above.and_then(|above| above.last().copied());
+        rest.iter().for_each(|&index| parents[index] = Some(*first));
+    }
+    parents
+}
+
 /// Depth-first with an own stack: a trace may be deeper than ours. Spans in a cycle, and those without a known parent,
 /// stand at the top.
 fn order(nodes: &[Node]) -> Vec<(usize, usize)> {
-    let known: HashMap<SpanId, usize> = nodes.iter().zip(0..).map(|(node, index)| (node.id, index)).collect();
-    let mut children: HashMap<SpanId, Vec<usize>> = HashMap::new();
+    let mut children = vec![Vec::new(); nodes.len()];
     let mut tops = Vec::new();
-    for (index, node) in nodes.iter().enumerate() {
-        if !node.parent.is_zero() && node.parent != node.id && known.contains_key(&node.parent) {
-            children.entry(node.parent).or_default().push(index);
-        } else {
-            tops.push(index);
-        }
+    for (index, parent) in parents(nodes).into_iter().enumerate() {
+        parent.map_or(&mut tops, |parent| &mut children[parent]).push(index);
     }
     let mut seen = vec![false; nodes.len()];
     let mut lines = Vec::with_capacity(nodes.len());
@@ -91,8 +106,7 @@ fn order(nodes: &[Node]) -> Vec<(usize, usize)> {
                 continue;
             }
             lines.push((depth, index));
-            let below = children.get(&nodes[index].id).map_or(&[][..], Vec::as_slice);
-            stack.extend(below.iter().rev().map(|&child| (depth + 1, child)));
+            stack.extend(children[index].iter().rev().map(|&child| (depth + 1, child)));
         }
     }
     lines
@@ -121,5 +135,16 @@ mod tests {
         ];
         let lines = order(&nodes);
         assert_eq!(lines, [(0, 0), (1, 1), (2, 2), (1, 3), (0, 4), (0, 5), (1, 6)]);
+    }
+
+    #[test]
+    fn a_server_that_shares_its_clients_id_stands_below_it_with_what_it_called() {
+        let client = |node| Node { kind: "client", ..node };
+        // The server's clock is behind, so it seems to begin before it was called.
+        let nodes = [node(1, 0, 0), node(2, 1, 1), client(node(2, 1, 2)), client(node(3, 2, 3))];
+        assert_eq!(order(&nodes), [(0, 0), (1, 2), (2, 1), (3, 3)]);
+        // Both without a parent, as when the call is all there is.
+        let nodes = [client(node(1, 0, 0)), node(1, 0, 1)];
+        assert_eq!(order(&nodes), [(0, 0), (1, 1)]);
     }
 }

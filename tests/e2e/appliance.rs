@@ -37,7 +37,12 @@ pub(crate) async fn eventually<T>(what: &str, mut probe: impl AsyncFnMut() -> Op
 fn base_config() -> Value {
     let anywhere = json!({ "endpoint": "127.0.0.1:0" });
     json!({
-        "receivers": { "cores": 2, "otlp": { "protocols": { "grpc": anywhere, "http": anywhere } } },
+        "receivers": {
+            "cores": 2,
+            "otlp": { "protocols": { "grpc": anywhere, "http": anywhere } },
+            "zipkin": anywhere,
+            "jaeger": { "protocols": { "grpc": anywhere, "thrift_http": anywhere } },
+        },
         "aggregator": { "quiet_after_root": "300ms", "idle_timeout": "1s" },
         "query": anywhere,
         "admin": anywhere,
@@ -163,6 +168,18 @@ impl Appliance {
 
     pub(crate) fn http(&self) -> SocketAddr {
         self.endpoint("otlp_http")
+    }
+
+    pub(crate) fn zipkin(&self) -> SocketAddr {
+        self.endpoint("zipkin")
+    }
+
+    pub(crate) fn jaeger_grpc(&self) -> SocketAddr {
+        self.endpoint("jaeger_grpc")
+    }
+
+    pub(crate) fn jaeger_thrift_http(&self) -> SocketAddr {
+        self.endpoint("jaeger_thrift_http")
     }
 
     pub(crate) fn query(&self) -> SocketAddr {

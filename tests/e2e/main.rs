@@ -14,6 +14,7 @@ mod clock_jump;
 mod command_line;
 mod crash;
 mod damage;
+mod dialects;
 mod disk;
 mod doors;
 mod load;

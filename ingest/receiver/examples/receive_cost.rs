@@ -62,7 +62,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (stream, bytes_a_span) = message(spans, &encoding)?;
     let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let config =
-        ReceiverConfig { grpc: Some(any), http: None, cores: 1, driver, ..ReceiverConfig::default() };
+        ReceiverConfig { grpc: Some(any), cores: 1, driver, ..ReceiverConfig::default().without_ports() };
     let metrics = Arc::new(ReceiverMetrics::default());
     let intake = Arc::new(Sink(Symbols::new(1_000)));
     let driver = ingest_receiver::start(&config, intake, Arc::clone(&metrics))?.driver;

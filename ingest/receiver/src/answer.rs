@@ -12,6 +12,9 @@
 //! | overload, draining, journal poisoned | UNAVAILABLE + RetryInfo | 503 + Retry-After |
 //!
 //! Every answer of 400 and above carries a `google.rpc.Status` over HTTP, in the request's own form.
+//!
+//! Zipkin and Jaeger hear the same codes, but for what [`ingest_dialects::door`] says: 202 without a body or an empty
+//! message where OTLP has a response, no word about spans refused, errors as plain text.
 
 use std::borrow::Cow;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,12 +22,14 @@ use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{HeaderMap, StatusCode};
+use ingest_dialects::door;
 use ingest_otlp::messages::{ExportTracePartialSuccess, ExportTraceServiceResponse};
 use prost::Message;
 use tonic::Code;
 
 use crate::body::GRPC_PREFIX_BYTES;
 use crate::intake::Outcome;
+use crate::metrics::Protocol;
 use crate::rpc;
 
 /// The compressions both protocols take.
@@ -276,8 +281,24 @@ impl Answer {
         matches!(self, Self::Accepted { refused: 0, because: "" })
     }
 
-    /// As a gRPC response.
-    pub(crate) fn grpc(self) -> Plain {
+    /// As a response of `protocol`, and where that has several forms, in this one.
+    pub(crate) fn plain(self, protocol: Protocol, form: Form) -> Plain {
+        match (protocol, self) {
+            (Protocol::Grpc, answer) => answer.grpc(),
+            (Protocol::Http, answer) => answer.http(form),
+            (Protocol::JaegerGrpc, Self::Accepted { .. }) => grpc_message(&door::JAEGER_GRPC_ANSWER),
+            (Protocol::JaegerGrpc, Self::Refused(refusal)) => grpc_refused(&refusal),
+            (Protocol::Zipkin | Protocol::JaegerHttp, Self::Accepted { .. }) => {
+                Plain::new(StatusCode::ACCEPTED)
+            }
+            (Protocol::Zipkin | Protocol::JaegerHttp, Self::Refused(refusal)) => {
+                text_refused(refusal, protocol)
+            }
+        }
+    }
+
+    /// As an OTLP/gRPC response.
+    fn grpc(self) -> Plain {
         match self {
             Self::Accepted { refused, because } => grpc_accepted(&export_response(refused, because)),
             Self::Refused(refusal) => grpc_refused(&refusal),
@@ -285,7 +306,7 @@ impl Answer {
     }
 
     /// As an OTLP/HTTP response in the request's own form.
-    pub(crate) fn http(self, form: Form) -> Plain {
+    fn http(self, form: Form) -> Plain {
         match self {
             Self::Accepted { refused, because } => {
                 let body = match form {
@@ -322,8 +343,13 @@ fn grpc_accepted(message: &ExportTraceServiceResponse) -> Plain {
     data.put_u8(0);
     data.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
     data.put_slice(&message.encode_to_vec());
+    grpc_message(&data)
+}
+
+/// A message behind its prefix.
+fn grpc_message(framed: &[u8]) -> Plain {
     let plain = Plain::new(StatusCode::OK).with("content-type", GRPC_CONTENT_TYPE);
-    Plain { body: data.freeze(), has_trailers: true, ..plain }
+    Plain { body: Bytes::copy_from_slice(framed), has_trailers: true, ..plain }
 }
 
 /// Trailers alone, as gRPC calls it: the status stands in the header block and there is no body.
@@ -358,7 +384,23 @@ fn http_refused(refusal: &Refusal, form: Form) -> Plain {
         Form::Protobuf => refusal.status().encode_to_vec().into(),
         Form::Json => refusal.status_json().to_string().into(),
     };
-    let mut plain = Plain { body, ..Plain::new(status).with("content-type", form.content_type()) };
+    let plain = Plain { body, ..Plain::new(status).with("content-type", form.content_type()) };
+    with_advice(plain, refusal)
+}
+
+/// As Zipkin's and Jaeger's clients log it.
+fn text_refused(refusal: Refusal, protocol: Protocol) -> Plain {
+    let (_, _, status) = refusal.reason.row();
+    // Jaeger's collector says 400 for this, and its clients know no 415.
+    let is_unknown_to_jaeger = protocol == Protocol::JaegerHttp && refusal.reason == Reason::ContentType;
+    let status = if is_unknown_to_jaeger { StatusCode::BAD_REQUEST } else { status };
+    let plain = Plain::new(status).with("content-type", "text/plain; charset=utf-8");
+    let body = Bytes::copy_from_slice(refusal.message.as_bytes());
+    with_advice(Plain { body, ..plain }, &refusal)
+}
+
+/// What else HTTP's fields say about a refusal.
+fn with_advice(mut plain: Plain, refusal: &Refusal) -> Plain {
     if let Some(after) = refusal.retry_after {
         // Whole seconds, rounded up: never earlier than asked for.
         let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
@@ -391,6 +433,31 @@ mod tests {
         assert_eq!(&yes().http(Form::Json).body[..], b"{}");
         assert!(yes().http(Form::Protobuf).body.is_empty());
         assert!(!Answer::Accepted { refused: 0, because: "a warning" }.is_plain_yes());
+    }
+
+    #[test]
+    fn zipkin_and_jaeger_hear_what_their_door_says() {
+        let foreign = [Protocol::Zipkin, Protocol::JaegerHttp];
+        for protocol in foreign {
+            let partly = Answer::Accepted { refused: 3, because: "zero trace id" };
+            let taken = partly.plain(protocol, Form::Json);
+            assert_eq!((taken.status.as_u16(), taken.body.len()), (door::HTTP_ACCEPTED, 0));
+            for error in [
+                ingest_dialects::Error::WrongWireType { number: 1 },
+                ingest_dialects::Error::TooLarge { limit_bytes: 1 },
+            ] {
+                let reason = if error.is_too_large() { Reason::TooLarge } else { Reason::Malformed };
+                let refused =
+                    Answer::Refused(Refusal::new(reason, error.to_string())).plain(protocol, Form::Json);
+                assert_eq!(refused.status.as_u16(), error.http_status());
+                assert_eq!(refused.body, error.to_string());
+            }
+        }
+        let unknown = || Answer::Refused(Refusal::new(Reason::ContentType, "x"));
+        assert_eq!(foreign.map(|protocol| unknown().plain(protocol, Form::Json).status.as_u16()), [415, 400]);
+        let partly = Answer::Accepted { refused: 3, because: "zero trace id" };
+        assert_eq!(partly.plain(Protocol::JaegerGrpc, Form::Json).body[..], door::JAEGER_GRPC_ANSWER);
+        assert_eq!(door::JAEGER_GRPC_ANSWER, [0; GRPC_PREFIX_BYTES], "the same constant is OTLP's plain yes");
     }
 
     #[test]

@@ -98,11 +98,11 @@ impl Calls {
     pub(crate) fn sink<'a>(
         &'a mut self,
         connection: Key,
-        is_http2: bool,
+        (port, is_http2): (Protocol, bool),
         now: Monotonic,
         desk: &'a mut Desk,
     ) -> Reading<'a> {
-        Reading { calls: self, connection, is_http2, now, desk }
+        Reading { calls: self, connection, port, is_http2, now, desk }
     }
 
     pub(crate) fn are_none(&self) -> bool {
@@ -204,6 +204,8 @@ impl Call {
 pub(crate) struct Reading<'a> {
     calls: &'a mut Calls,
     connection: Key,
+    /// The port it came to.
+    port: Protocol,
     is_http2: bool,
     now: Monotonic,
     desk: &'a mut Desk,
@@ -215,13 +217,11 @@ impl Reading<'_> {
         let head = fields.head(protocol, &self.desk.tenants)?;
         let permit = self.desk.shared.admit()?;
         let bytes_max = self.desk.shared.config.request_bytes_max;
-        Ok(match protocol {
-            Protocol::Grpc => State::Grpc(head, GrpcMessage::new(bytes_max, permit)),
-            Protocol::Http => {
-                let buffer = Buffer::new(head.declared, bytes_max, permit)?;
-                State::Http(head, buffer)
-            }
-        })
+        if protocol.is_grpc() {
+            return Ok(State::Grpc(head, GrpcMessage::new(bytes_max, permit)));
+        }
+        let buffer = Buffer::new(head.declared, bytes_max, permit)?;
+        Ok(State::Http(head, buffer))
     }
 
     /// A refused request whose rest is worth hearing. Over HTTP/1 the sender may be waiting for the answer instead of
@@ -263,7 +263,7 @@ impl Sink for Reading<'_> {
     fn head(&mut self, stream: StreamId, ends: bool) {
         self.calls.active_at = self.now;
         let fields = mem::take(&mut self.calls.fields);
-        let (protocol, form): (_, Form) = (fields.protocol(self.is_http2), fields.answer_form());
+        let (protocol, form): (_, Form) = (fields.protocol(self.port, self.is_http2), fields.answer_form());
         let back = Return { connection: self.connection, stream, protocol, form };
         let state = match self.begin(protocol, fields) {
             Ok(state) => state,

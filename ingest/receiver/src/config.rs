@@ -5,8 +5,11 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use ingest_dialects::door;
+
 use crate::driver::DriverChoice;
 use crate::error::Error;
+use crate::metrics::Protocol;
 use crate::tls::Tls;
 
 /// A span's range in its body is two 32-bit numbers, and no sender means a body beyond this.
@@ -21,10 +24,22 @@ pub struct ReceiverConfig {
     pub grpc: Option<SocketAddr>,
     /// Where OTLP/HTTP is served; `None` for not at all. Port 0 takes a free one.
     pub http: Option<SocketAddr>,
+    /// Where Zipkin v2 is served; `None` for not at all. Port 0 takes a free one.
+    pub zipkin: Option<SocketAddr>,
+    /// Where Jaeger's batches come over gRPC; `None` for not at all. Port 0 takes a free one.
+    pub jaeger_grpc: Option<SocketAddr>,
+    /// Where Jaeger's batches come as Thrift over HTTP; `None` for not at all. Port 0 takes a free one.
+    pub jaeger_http: Option<SocketAddr>,
     /// What `grpc` identifies itself with; `None` for plain connections.
     pub grpc_tls: Option<Arc<Tls>>,
     /// What `http` identifies itself with; `None` for plain connections.
     pub http_tls: Option<Arc<Tls>>,
+    /// As `grpc_tls`.
+    pub zipkin_tls: Option<Arc<Tls>>,
+    /// As `grpc_tls`.
+    pub jaeger_grpc_tls: Option<Arc<Tls>>,
+    /// As `grpc_tls`.
+    pub jaeger_http_tls: Option<Arc<Tls>>,
     /// The largest request, in bytes after decompression. OTLP 1.11 recommends 64 MiB.
     pub request_bytes_max: usize,
     /// Budget for bodies being received or waiting for their answer, both forms of a compressed body and the summaries
@@ -32,7 +47,7 @@ pub struct ReceiverConfig {
     pub inflight_bytes_max: usize,
     /// How many receiving threads, each with its own listeners.
     pub cores: usize,
-    /// Open connections of all cores and both protocols; more are closed as they come.
+    /// Open connections of all cores and protocols; more are closed as they come.
     pub max_connections: usize,
     /// A TLS handshake, the first byte of a connection, and each head of an HTTP/1 request must arrive within this. An HTTP/1
     /// connection is closed when it is quiet for as long between two requests.
@@ -53,8 +68,14 @@ impl Default for ReceiverConfig {
             driver: DriverChoice::Auto,
             grpc: Some((Ipv4Addr::LOCALHOST, 4317).into()),
             http: Some((Ipv4Addr::LOCALHOST, 4318).into()),
+            zipkin: Some((Ipv4Addr::LOCALHOST, door::ZIPKIN_PORT).into()),
+            jaeger_grpc: Some((Ipv4Addr::LOCALHOST, door::JAEGER_GRPC_PORT).into()),
+            jaeger_http: Some((Ipv4Addr::LOCALHOST, door::JAEGER_PORT).into()),
             grpc_tls: None,
             http_tls: None,
+            zipkin_tls: None,
+            jaeger_grpc_tls: None,
+            jaeger_http_tls: None,
             request_bytes_max: 64 << 20,
             inflight_bytes_max: 256 << 20,
             // Obeys the affinity mask, so `taskset` and cpusets are honoured.
@@ -70,9 +91,26 @@ impl Default for ReceiverConfig {
 }
 
 impl ReceiverConfig {
+    /// No protocol is served: for whoever then names the ones that are.
+    #[must_use]
+    pub fn without_ports(self) -> Self {
+        Self { grpc: None, http: None, zipkin: None, jaeger_grpc: None, jaeger_http: None, ..self }
+    }
+
+    /// Where `protocol` has its port.
+    pub(crate) fn address(&self, protocol: Protocol) -> Option<SocketAddr> {
+        match protocol {
+            Protocol::Grpc => self.grpc,
+            Protocol::Http => self.http,
+            Protocol::Zipkin => self.zipkin,
+            Protocol::JaegerGrpc => self.jaeger_grpc,
+            Protocol::JaegerHttp => self.jaeger_http,
+        }
+    }
+
     /// Whether the numbers fit together.
     pub(crate) fn check(&self) -> Result<(), Error> {
-        if self.grpc.is_none() && self.http.is_none() {
+        if Protocol::ALL.into_iter().all(|protocol| self.address(protocol).is_none()) {
             return Err(Error::NoListener);
         }
         if self.request_bytes_max > REQUEST_BYTES_POSSIBLE {
@@ -94,8 +132,10 @@ mod tests {
     fn limits_that_cannot_hold_are_refused() {
         let config = ReceiverConfig::default();
         assert!(config.check().is_ok());
-        let neither = ReceiverConfig { grpc: None, http: None, ..config.clone() };
-        assert!(matches!(neither.check(), Err(Error::NoListener)));
+        let nothing = config.clone().without_ports();
+        assert!(matches!(nothing.check(), Err(Error::NoListener)));
+        let one = ReceiverConfig { zipkin: config.zipkin, ..nothing };
+        assert!(one.check().is_ok());
         let huge = ReceiverConfig { request_bytes_max: 2 << 30, ..config.clone() };
         assert!(matches!(huge.check(), Err(Error::RequestLimit { .. })));
         let tight = ReceiverConfig { inflight_bytes_max: 64 << 20, ..config };

@@ -6,13 +6,16 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use crate::driver::DriverChoice;
+use crate::metrics::Protocol;
 
 /// Why a receiver could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The address is taken, not ours, or not allowed.
-    #[error("cannot listen on {address}")]
+    #[error("cannot listen on {address} for {protocol}: {source}")]
     Listen {
+        /// For which protocol.
+        protocol: Protocol,
         /// Where.
         address: SocketAddr,
         /// Why not.
@@ -52,8 +55,8 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
-    /// Neither protocol has an address.
-    #[error("neither grpc nor http has an address to listen on")]
+    /// No protocol has an address.
+    #[error("no protocol has an address to listen on")]
     NoListener,
     /// A span's place in its body is a 32-bit number.
     #[error("request_bytes_max is {given}, at most {most} is possible")]

@@ -13,6 +13,7 @@ use store_model::{Encoding, SpanSummary, Symbols, Tenant, UnixNanos};
 use tokio::sync::oneshot;
 
 use crate::inbox::{Inbox, Ticket};
+use crate::metrics::Protocol;
 
 /// One accepted request, on its way to the journal.
 #[derive(Clone, Debug)]
@@ -23,7 +24,8 @@ pub struct Received {
     pub arrived_at: UnixNanos,
     /// How `stored` is compressed.
     pub encoding: Encoding,
-    /// The body as received, still compressed. A JSON request arrives here as protobuf, [`Encoding::Identity`].
+    /// The body as received, still compressed. What is not OTLP's protobuf on the wire (JSON, Zipkin, Jaeger)
+    /// is it here, with [`Encoding::Identity`].
     pub stored: Bytes,
     /// The body decompressed: what the ranges of `summaries` point into.
     pub body: Bytes,
@@ -171,12 +173,30 @@ pub trait Intake: Send + Sync + 'static {
 }
 
 /// The addresses a driver listens on, port 0 resolved.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Endpoints {
     /// OTLP/gRPC.
     pub grpc: Option<SocketAddr>,
     /// OTLP/HTTP.
     pub http: Option<SocketAddr>,
+    /// Zipkin.
+    pub zipkin: Option<SocketAddr>,
+    /// Jaeger over gRPC.
+    pub jaeger_grpc: Option<SocketAddr>,
+    /// Jaeger over HTTP.
+    pub jaeger_http: Option<SocketAddr>,
+}
+
+impl Endpoints {
+    pub(crate) fn of_mut(&mut self, protocol: Protocol) -> &mut Option<SocketAddr> {
+        match protocol {
+            Protocol::Grpc => &mut self.grpc,
+            Protocol::Http => &mut self.http,
+            Protocol::Zipkin => &mut self.zipkin,
+            Protocol::JaegerGrpc => &mut self.jaeger_grpc,
+            Protocol::JaegerHttp => &mut self.jaeger_http,
+        }
+    }
 }
 
 /// A running receiver. Dropping it stops it at once, without grace.

@@ -1,4 +1,4 @@
-//! Takes OTLP requests off the network and hands them on as bytes with their summaries.
+//! Takes OTLP requests, and Zipkin's and Jaeger's, off the network and hands them on as bytes with their summaries.
 //!
 //! It owns the ports, the protocol, the answers and the memory of requests in flight. It never stores a span, never
 //! materialises a protobuf message of spans and never decides about a trace: that lies behind [`Intake`].
@@ -45,5 +45,5 @@ pub use config::ReceiverConfig;
 pub use driver::{DriverChoice, Started, start};
 pub use error::Error;
 pub use intake::{Done, Driver, Endpoints, Intake, Outcome, Received};
-pub use metrics::{CutReason, ProtocolSnapshot, ReceiverMetrics, ReceiverSnapshot};
+pub use metrics::{CutReason, Protocol, ProtocolSnapshot, ReceiverMetrics, ReceiverSnapshot};
 pub use tls::{Reload, Tls, TlsConfig, TlsVersion};

@@ -4,51 +4,42 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 
 use rustix::thread::{CpuSet, sched_setaffinity};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Socket, Type};
 
 use crate::config::ReceiverConfig;
 use crate::error::Error;
 use crate::intake::Endpoints;
+use crate::metrics::Protocol;
 
 /// Connections that wait to be accepted, per listener.
 const BACKLOG: i32 = 1_024;
 
-/// What one core listens on.
-#[derive(Debug, Default)]
-pub(crate) struct Listeners {
-    pub(crate) grpc: Option<TcpListener>,
-    pub(crate) http: Option<TcpListener>,
-}
+/// What one core listens on, and what is spoken there. A driver treats them all alike.
+pub(crate) type Listeners = Vec<(Protocol, TcpListener)>;
 
-/// Binds both protocols' addresses once for each of `cores`.
+/// Binds the address of every protocol that has one, once for each of `cores`.
 pub(crate) fn bind(config: &ReceiverConfig, cores: usize) -> Result<(Endpoints, Vec<Listeners>), Error> {
-    let mut all: Vec<_> = (0..cores).map(|_| Listeners::default()).collect();
-    let mut endpoints = Endpoints { grpc: None, http: None };
-    if let Some(wanted) = config.grpc {
-        let (address, sockets) = bind_port(wanted, cores)?;
-        endpoints.grpc = Some(address);
-        all.iter_mut().zip(sockets).for_each(|(core, socket)| core.grpc = Some(socket));
-    }
-    if let Some(wanted) = config.http {
-        let (address, sockets) = bind_port(wanted, cores)?;
-        endpoints.http = Some(address);
-        all.iter_mut().zip(sockets).for_each(|(core, socket)| core.http = Some(socket));
+    let mut all: Vec<_> = (0..cores).map(|_| Listeners::new()).collect();
+    let mut endpoints = Endpoints::default();
+    for protocol in Protocol::ALL {
+        let Some(address) = config.address(protocol) else { continue };
+        let failed = |source| Error::Listen { protocol, address, source };
+        let (address, sockets) = bind_port(address, cores).map_err(failed)?;
+        *endpoints.of_mut(protocol) = Some(address);
+        all.iter_mut().zip(sockets).for_each(|(core, socket)| core.push((protocol, socket)));
     }
     Ok((endpoints, all))
 }
 
-fn bind_port(wanted: SocketAddr, cores: usize) -> Result<(SocketAddr, Vec<TcpListener>), Error> {
-    let listen = || -> io::Result<_> {
-        // A port that may be shared is given to a second appliance of the same user without a word, which would then
-        // get half of the spans. A socket that does not share finds that out; it never listens.
-        drop(socket(wanted, false)?);
-        let first: TcpListener = shared_listener(wanted)?;
-        let address = first.local_addr()?;
-        let rest = (1..cores).map(|_| shared_listener(address));
-        let sockets = [Ok(first)].into_iter().chain(rest).collect::<io::Result<Vec<_>>>()?;
-        Ok((address, sockets))
-    };
-    listen().map_err(|source| Error::Listen { address: wanted, source })
+fn bind_port(wanted: SocketAddr, cores: usize) -> io::Result<(SocketAddr, Vec<TcpListener>)> {
+    // A port that may be shared is given to a second appliance of the same user without a word, which would then
+    // get half of the spans. A socket that does not share finds that out; it never listens.
+    drop(socket(wanted, false)?);
+    let first: TcpListener = shared_listener(wanted)?;
+    let address = first.local_addr()?;
+    let rest = (1..cores).map(|_| shared_listener(address));
+    let sockets = [Ok(first)].into_iter().chain(rest).collect::<io::Result<Vec<_>>>()?;
+    Ok((address, sockets))
 }
 
 fn shared_listener(address: SocketAddr) -> io::Result<TcpListener> {
@@ -58,7 +49,7 @@ fn shared_listener(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 fn socket(address: SocketAddr, share_port: bool) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(socket2::Protocol::TCP))?;
     // A restart must not wait for connections of the former process to time out.
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(share_port)?;
@@ -86,6 +77,7 @@ mod tests {
     fn a_second_receiver_on_the_same_port_is_refused() {
         let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let (address, _sockets) = bind_port(any, 2).unwrap();
-        assert!(matches!(bind_port(address, 2), Err(Error::Listen { .. })));
+        let taken = bind_port(address, 2).unwrap_err();
+        assert_eq!(taken.kind(), io::ErrorKind::AddrInUse);
     }
 }

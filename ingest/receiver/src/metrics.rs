@@ -1,17 +1,54 @@
 //! What the receiver counts: requests, spans, bytes and connections, by protocol and outcome. Counts only; names and
 //! exposition belong to the telemetry rim.
 
+use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use crate::answer::{Answer, Reason};
 use crate::http1;
 use crate::http2;
 
-/// What a request speaks. Both are served on both ports; connections are counted by the port they came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Protocol {
+/// What a request speaks, and what a port is for. OTLP's two are served on each other's ports, and so are Jaeger's;
+/// requests are counted by what they speak, connections by the port they came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Protocol {
+    /// OTLP/gRPC.
     Grpc,
+    /// OTLP/HTTP.
     Http,
+    /// Zipkin v2, JSON and protobuf.
+    Zipkin,
+    /// Jaeger's `PostSpans`.
+    JaegerGrpc,
+    /// Jaeger's Thrift over HTTP.
+    JaegerHttp,
+}
+
+impl Protocol {
+    /// Every protocol.
+    pub const ALL: [Self; 5] = [Self::Grpc, Self::Http, Self::Zipkin, Self::JaegerGrpc, Self::JaegerHttp];
+
+    /// The word that names it in metric labels.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Grpc => "grpc",
+            Self::Http => "http",
+            Self::Zipkin => "zipkin",
+            Self::JaegerGrpc => "jaeger_grpc",
+            Self::JaegerHttp => "jaeger_http",
+        }
+    }
+
+    pub(crate) fn is_grpc(self) -> bool {
+        matches!(self, Self::Grpc | Self::JaegerGrpc)
+    }
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
 }
 
 /// Why we ended a connection that its peer had not ended and that was not merely idle or old.
@@ -121,8 +158,7 @@ impl From<http1::Cut> for CutReason {
 /// Counters that all receiving threads share. They are touched once per request, never per span.
 #[derive(Debug, Default)]
 pub struct ReceiverMetrics {
-    grpc: Meters,
-    http: Meters,
+    meters: [Meters; Protocol::ALL.len()],
     /// A gauge, and the memory budget's own count.
     pub(crate) inflight_bytes: AtomicUsize,
 }
@@ -149,6 +185,12 @@ pub struct ReceiverSnapshot {
     pub grpc: ProtocolSnapshot,
     /// OTLP/HTTP.
     pub http: ProtocolSnapshot,
+    /// Zipkin.
+    pub zipkin: ProtocolSnapshot,
+    /// Jaeger over gRPC.
+    pub jaeger_grpc: ProtocolSnapshot,
+    /// Jaeger over HTTP.
+    pub jaeger_http: ProtocolSnapshot,
     /// Gauge: what requests in flight hold of `inflight_bytes_max`.
     pub inflight_bytes: u64,
 }
@@ -168,7 +210,7 @@ pub struct ProtocolSnapshot {
     pub spans_refused: u64,
     /// Bytes of bodies as they came.
     pub wire_bytes: u64,
-    /// Bytes of bodies decompressed; JSON counts as the protobuf it became.
+    /// Bytes of bodies decompressed; what was not OTLP's protobuf counts as the protobuf it became.
     pub body_bytes: u64,
     /// Gauge: connections open now.
     pub connections_open: u64,
@@ -183,18 +225,22 @@ pub struct ProtocolSnapshot {
 
 impl ReceiverMetrics {
     pub(crate) fn of(&self, protocol: Protocol) -> &Meters {
-        match protocol {
-            Protocol::Grpc => &self.grpc,
-            Protocol::Http => &self.http,
-        }
+        &self.meters[protocol as usize]
     }
 
     /// Every counter now. Not one consistent moment, but each number is exact.
     #[must_use]
     pub fn snapshot(&self) -> ReceiverSnapshot {
-        let Self { grpc, http, inflight_bytes } = self;
-        let inflight_bytes = inflight_bytes.load(Ordering::Relaxed) as u64;
-        ReceiverSnapshot { grpc: grpc.snapshot(), http: http.snapshot(), inflight_bytes }
+        let Self { meters: _, inflight_bytes } = self;
+        let of = |protocol| self.of(protocol).snapshot();
+        ReceiverSnapshot {
+            grpc: of(Protocol::Grpc),
+            http: of(Protocol::Http),
+            zipkin: of(Protocol::Zipkin),
+            jaeger_grpc: of(Protocol::JaegerGrpc),
+            jaeger_http: of(Protocol::JaegerHttp),
+            inflight_bytes: inflight_bytes.load(Ordering::Relaxed) as u64,
+        }
     }
 }
 
@@ -276,6 +322,20 @@ impl Meters {
     }
 }
 
+impl ReceiverSnapshot {
+    /// The counters of `protocol`.
+    #[must_use]
+    pub fn of(&self, protocol: Protocol) -> &ProtocolSnapshot {
+        match protocol {
+            Protocol::Grpc => &self.grpc,
+            Protocol::Http => &self.http,
+            Protocol::Zipkin => &self.zipkin,
+            Protocol::JaegerGrpc => &self.jaeger_grpc,
+            Protocol::JaegerHttp => &self.jaeger_http,
+        }
+    }
+}
+
 impl ProtocolSnapshot {
     /// How many requests were refused for `reason`.
     #[must_use]
@@ -295,7 +355,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reasons_stand_where_they_are_counted() {
+    fn reasons_and_protocols_stand_where_they_are_counted() {
+        for (index, protocol) in Protocol::ALL.into_iter().enumerate() {
+            assert_eq!(protocol as usize, index, "{protocol}");
+        }
         for (index, reason) in CutReason::ALL.into_iter().enumerate() {
             assert_eq!(reason as usize, index, "{}", reason.as_str());
         }

@@ -2,6 +2,7 @@
 //! clock. Drivers differ in how bytes come and go, and share everything here.
 
 use bytes::Bytes;
+use ingest_dialects::{Dialect, door, transcode};
 use ingest_otlp::{Containers, decompress, json_to_protobuf, summarise};
 use store_model::{Encoding, InvalidTenant, SpanSummary, SymbolCache, Tenant, UnixNanos};
 
@@ -38,18 +39,12 @@ impl<T> Once<T> {
     }
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Path {
-    #[default]
-    Unknown,
-    Grpc,
-    Http,
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Media {
     Http(Form),
     Grpc,
+    /// On the path of a protocol that is not OTLP.
+    Foreign(Dialect),
     /// gRPC, but not with protobuf in it.
     OtherGrpc,
     Other,
@@ -59,7 +54,8 @@ enum Media {
 #[derive(Debug, Default)]
 pub(crate) struct Fields {
     is_post: bool,
-    path: Path,
+    /// What it is the path of.
+    path: Option<Protocol>,
     media: Once<Media>,
     grpc_encoding: Once<Option<Encoding>>,
     content_encoding: Once<Option<Encoding>>,
@@ -70,12 +66,12 @@ pub(crate) struct Fields {
 }
 
 impl Fields {
-    /// Takes one field, its name in lower case; `:method` and `:path` among them.
+    /// Takes one field, its name in lower case; `:method` and `:path` first among them.
     pub(crate) fn add(&mut self, name: &[u8], value: &[u8], tenants: &mut Tenants) {
         match name {
             b":method" => self.is_post = value == b"POST",
             b":path" => self.path = path(value),
-            b"content-type" => self.media.say(media(value)),
+            b"content-type" => self.media.say(media(self.path, value)),
             b"grpc-encoding" => self.grpc_encoding.say(encoding(value)),
             b"content-encoding" => self.content_encoding.say(encoding(value)),
             b"content-length" => {
@@ -87,11 +83,17 @@ impl Fields {
         }
     }
 
-    /// What is being spoken. gRPC needs HTTP/2's trailers; whatever comes by another way is asked about as HTTP.
-    pub(crate) fn protocol(&self, is_http2: bool) -> Protocol {
+    /// What is being spoken to the port of `port`. gRPC needs HTTP/2's trailers; whatever comes by another way is asked
+    /// about as HTTP.
+    pub(crate) fn protocol(&self, port: Protocol, is_http2: bool) -> Protocol {
+        let (grpc, http) = match port {
+            Protocol::Grpc | Protocol::Http => (Protocol::Grpc, Protocol::Http),
+            Protocol::JaegerGrpc | Protocol::JaegerHttp => (Protocol::JaegerGrpc, Protocol::JaegerHttp),
+            Protocol::Zipkin => return Protocol::Zipkin,
+        };
         let is_grpc =
-            self.path == Path::Grpc || matches!(self.media, Once::Said(Media::Grpc | Media::OtherGrpc));
-        if is_http2 && is_grpc { Protocol::Grpc } else { Protocol::Http }
+            self.path == Some(grpc) || matches!(self.media, Once::Said(Media::Grpc | Media::OtherGrpc));
+        if is_http2 && is_grpc { grpc } else { http }
     }
 
     /// The form an OTLP/HTTP request is in, and its answer too; `None` for one we do not speak.
@@ -109,53 +111,85 @@ impl Fields {
 
     /// What the head says about the body.
     pub(crate) fn head(self, protocol: Protocol, tenants: &Tenants) -> Result<Head, Refusal> {
-        match protocol {
-            Protocol::Grpc => self.grpc_head(tenants),
-            Protocol::Http => self.http_head(tenants),
-        }
+        if protocol.is_grpc() { self.grpc_head(protocol, tenants) } else { self.http_head(protocol, tenants) }
     }
 
     /// Whether `grpc-encoding` applies is for the message's compressed flag to say.
-    fn grpc_head(self, tenants: &Tenants) -> Result<Head, Refusal> {
+    fn grpc_head(self, protocol: Protocol, tenants: &Tenants) -> Result<Head, Refusal> {
         if !self.is_post {
             return Err(Refusal::new(Reason::Method, "only POST is served"));
         }
         if !matches!(self.media, Once::Said(Media::Grpc)) {
             return Err(Refusal::new(Reason::ContentType, "content-type must be application/grpc"));
         }
-        if self.path != Path::Grpc {
+        if self.path != Some(protocol) {
             return Err(Refusal::new(Reason::Path, "unknown service or method"));
         }
         let encoding = known(self.grpc_encoding, "grpc-encoding")?;
-        Ok(Head { tenant: tenant(self.tenant, tenants)?, encoding, form: Form::Protobuf, declared: None })
+        let is_jaeger = protocol == Protocol::JaegerGrpc;
+        let content =
+            if is_jaeger { Content::Foreign(Dialect::JaegerProto) } else { Content::Otlp(Form::Protobuf) };
+        Ok(Head { tenant: tenant(self.tenant, tenants)?, encoding, content, declared: None })
     }
 
-    fn http_head(self, tenants: &Tenants) -> Result<Head, Refusal> {
-        if self.path != Path::Http {
-            return Err(Refusal::new(Reason::Path, "only /v1/traces is served"));
+    fn http_head(self, protocol: Protocol, tenants: &Tenants) -> Result<Head, Refusal> {
+        if self.path != Some(protocol) {
+            return Err(Refusal::new(Reason::Path, only_path(protocol)));
         }
         if !self.is_post {
             return Err(Refusal::new(Reason::Method, "only POST is served"));
         }
-        let wanted = "content-type must be application/x-protobuf or application/json";
-        let form = self.form().ok_or_else(|| Refusal::new(Reason::ContentType, wanted))?;
+        let unknown = || Refusal::new(Reason::ContentType, wanted_media(protocol));
+        let content = self.content(protocol).ok_or_else(unknown)?;
         let encoding = known(self.content_encoding, "content-encoding")?;
-        Ok(Head { tenant: tenant(self.tenant, tenants)?, encoding, form, declared: self.content_length })
+        Ok(Head { tenant: tenant(self.tenant, tenants)?, encoding, content, declared: self.content_length })
+    }
+
+    /// What the body of an HTTP request holds; `None` for what we do not read.
+    fn content(&self, protocol: Protocol) -> Option<Content> {
+        match self.media {
+            Once::Said(Media::Http(form)) => Some(Content::Otlp(form)),
+            Once::Said(Media::Foreign(dialect)) => Some(Content::Foreign(dialect)),
+            Once::Never if protocol == Protocol::Zipkin => door::zipkin_dialect(None).map(Content::Foreign),
+            _ => None,
+        }
     }
 }
 
-/// A path without its query.
-fn path(target: &[u8]) -> Path {
+fn only_path(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Zipkin => "only /api/v2/spans is served",
+        Protocol::JaegerGrpc | Protocol::JaegerHttp => "only /api/traces is served",
+        Protocol::Grpc | Protocol::Http => "only /v1/traces is served",
+    }
+}
+
+fn wanted_media(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::JaegerGrpc | Protocol::JaegerHttp => {
+            "content-type must be application/x-thrift or application/vnd.apache.thrift.binary or .compact"
+        }
+        Protocol::Grpc | Protocol::Http | Protocol::Zipkin => {
+            "content-type must be application/x-protobuf or application/json"
+        }
+    }
+}
+
+/// What a path, without its query, belongs to.
+fn path(target: &[u8]) -> Option<Protocol> {
+    const KNOWN: [(&[u8], Protocol); 5] = [
+        (GRPC_PATH, Protocol::Grpc),
+        (HTTP_PATH, Protocol::Http),
+        (door::ZIPKIN_PATH.as_bytes(), Protocol::Zipkin),
+        (door::JAEGER_GRPC_PATH.as_bytes(), Protocol::JaegerGrpc),
+        (door::JAEGER_PATH.as_bytes(), Protocol::JaegerHttp),
+    ];
     let end = target.iter().position(|&byte| matches!(byte, b'?' | b'#')).unwrap_or(target.len());
-    match &target[..end] {
-        GRPC_PATH => Path::Grpc,
-        HTTP_PATH => Path::Http,
-        _ => Path::Unknown,
-    }
+    KNOWN.into_iter().find(|(known, _)| *known == &target[..end]).map(|(_, protocol)| protocol)
 }
 
-/// A content type without its parameters.
-fn media(value: &[u8]) -> Media {
+/// What a content type, without its parameters, means on this path.
+fn media(path: Option<Protocol>, value: &[u8]) -> Media {
     const GRPC: &[u8] = b"application/grpc";
     const KNOWN: [(&[u8], Media); 4] = [
         (GRPC, Media::Grpc),
@@ -163,6 +197,15 @@ fn media(value: &[u8]) -> Media {
         (b"application/x-protobuf", Media::Http(Form::Protobuf)),
         (b"application/json", Media::Http(Form::Json)),
     ];
+    let foreign: Option<fn(Option<&str>) -> Option<Dialect>> = match path {
+        Some(Protocol::Zipkin) => Some(door::zipkin_dialect),
+        Some(Protocol::JaegerHttp) => Some(door::jaeger_dialect),
+        _ => None,
+    };
+    if let Some(dialect_of) = foreign {
+        let dialect = str::from_utf8(value).ok().and_then(|text| dialect_of(Some(text)));
+        return dialect.map_or(Media::Other, Media::Foreign);
+    }
     let name = value.split(|&byte| byte == b';').next().unwrap_or_default().trim_ascii();
     if let Some((_, media)) = KNOWN.into_iter().find(|(known, _)| known.eq_ignore_ascii_case(name)) {
         return media;
@@ -217,12 +260,19 @@ impl Tenants {
     }
 }
 
+/// The form of a body, decompressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Content {
+    Otlp(Form),
+    Foreign(Dialect),
+}
+
 /// What a head says about its body.
 #[derive(Debug)]
 pub(crate) struct Head {
     pub(crate) tenant: Tenant,
     pub(crate) encoding: Encoding,
-    pub(crate) form: Form,
+    pub(crate) content: Content,
     pub(crate) declared: Option<usize>,
 }
 
@@ -259,12 +309,17 @@ pub(crate) fn open(
     symbols: &mut SymbolCache,
     now: UnixNanos,
 ) -> Result<Opened, Refusal> {
-    let Head { tenant, encoding, form, declared: _ } = head;
+    let Head { tenant, encoding, content, declared: _ } = head;
     let plain = decompressed(encoding, &stored, bytes_max, permit)?;
-    let (encoding, stored, body) = match form {
-        Form::Protobuf => (encoding, stored, plain),
-        Form::Json => {
-            let body = Bytes::from(json_to_protobuf(&plain).map_err(|error| malformed(&error))?);
+    let transcoded = match content {
+        Content::Otlp(Form::Protobuf) => None,
+        Content::Otlp(Form::Json) => Some(json_to_protobuf(&plain).map_err(|error| malformed(&error))?),
+        Content::Foreign(dialect) => Some(to_otlp(dialect, &plain, bytes_max, permit)?),
+    };
+    let (encoding, stored, body) = match transcoded {
+        None => (encoding, stored, plain),
+        Some(body) => {
+            let body = Bytes::from(body);
             permit.grow(body.len())?;
             (Encoding::Identity, body.clone(), body)
         }
@@ -283,6 +338,20 @@ pub(crate) fn open(
     let received =
         Received { tenant, arrived_at: now, encoding, stored, body, containers, summaries, refused };
     Ok(Opened { received, because })
+}
+
+/// The OTLP request that a body of another protocol becomes; counted by the caller.
+fn to_otlp(dialect: Dialect, plain: &[u8], bytes_max: usize, permit: &Permit) -> Result<Vec<u8>, Refusal> {
+    let room = permit.room();
+    transcode(dialect, plain, bytes_max.min(room)).map_err(|error| {
+        if !error.is_too_large() {
+            Refusal::new(Reason::Malformed, error.to_string())
+        } else if room < bytes_max {
+            permit.refusal_beyond(room)
+        } else {
+            Refusal::too_large(bytes_max)
+        }
+    })
 }
 
 fn decompressed(

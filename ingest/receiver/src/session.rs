@@ -122,11 +122,11 @@ impl Session {
         let result = match &mut self.wire {
             Wire::Unknown(_) => Ok(()),
             Wire::Http1(http1) => {
-                let mut sink = self.calls.sink(self.key, false, now, desk);
+                let mut sink = self.calls.sink(self.key, (self.port, false), now, desk);
                 http1.receive(bytes, &mut sink, out).map_err(CutReason::from)
             }
             Wire::Http2(http2) => {
-                let mut sink = self.calls.sink(self.key, true, now, desk);
+                let mut sink = self.calls.sink(self.key, (self.port, true), now, desk);
                 http2.receive(bytes, now, &mut sink, out).map_err(CutReason::from)
             }
         };
@@ -213,7 +213,7 @@ impl Session {
 
     fn write(&mut self, back: Return, answer: Answer, now: Monotonic, desk: &mut Desk, out: &mut Vec<u8>) {
         let Return { connection: _, stream, protocol, form } = back;
-        if protocol == Protocol::Grpc && answer.is_plain_yes() {
+        if protocol.is_grpc() && answer.is_plain_yes() {
             let fields = [("content-type", GRPC_CONTENT_TYPE.as_bytes())];
             let trailers = GRPC_TRAILERS.map(|(name, value)| (name, value.as_bytes()));
             let message = [0; GRPC_PREFIX_BYTES];
@@ -223,8 +223,7 @@ impl Session {
             let fields = [("content-type", form.content_type().as_bytes()), ("date", desk.date().as_bytes())];
             self.put(stream, StatusCode::OK, &fields, body, None, out);
         } else {
-            let plain = if protocol == Protocol::Grpc { answer.grpc() } else { answer.http(form) };
-            self.write_plain(stream, protocol, plain, desk, out);
+            self.write_plain(stream, protocol, answer.plain(protocol, form), desk, out);
         }
         self.quiet_since = now;
     }
@@ -238,7 +237,7 @@ impl Session {
         out: &mut Vec<u8>,
     ) {
         let Plain { status, mut fields, body, has_trailers, closes } = plain;
-        if protocol == Protocol::Http {
+        if !protocol.is_grpc() {
             fields.push(("date", Cow::Owned(desk.date().to_owned())));
         }
         let fields: Vec<_> = fields.iter().map(|(name, value)| (*name, value.as_bytes())).collect();

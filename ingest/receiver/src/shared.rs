@@ -67,6 +67,9 @@ impl Shared {
         match protocol {
             Protocol::Grpc => self.config.grpc_tls.as_ref(),
             Protocol::Http => self.config.http_tls.as_ref(),
+            Protocol::Zipkin => self.config.zipkin_tls.as_ref(),
+            Protocol::JaegerGrpc => self.config.jaeger_grpc_tls.as_ref(),
+            Protocol::JaegerHttp => self.config.jaeger_http_tls.as_ref(),
         }
     }
 

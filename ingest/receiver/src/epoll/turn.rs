@@ -36,8 +36,8 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 
 /// What the kernel hands back for what is no connection. No key of a slab looks like these.
 const WAKE: u64 = u64::MAX;
-const GRPC: u64 = u64::MAX - 1;
-const HTTP: u64 = u64::MAX - 2;
+/// The first listening socket; the others follow.
+const DOORS: u64 = u64::MAX - Protocol::ALL.len() as u64;
 
 /// One thread.
 pub(crate) struct Turning {
@@ -69,11 +69,8 @@ impl Work for Turning {
         let Post { core, shared, inbox, listeners, stop } = post;
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
         epoll::add(&epoll, &*inbox, EventData::new_u64(WAKE), EventFlags::IN | EventFlags::ET)?;
-        let mut doors = Vec::new();
-        for (listener, protocol, token) in
-            [(listeners.grpc, Protocol::Grpc, GRPC), (listeners.http, Protocol::Http, HTTP)]
-        {
-            let Some(listener) = listener else { continue };
+        let mut doors = Vec::with_capacity(listeners.len());
+        for ((protocol, listener), token) in listeners.into_iter().zip(DOORS..WAKE) {
             epoll::add(&epoll, &listener, EventData::new_u64(token), EventFlags::IN)?;
             doors.push(Door { listener, protocol, token, closed_until: None });
         }
@@ -136,7 +133,7 @@ impl Turning {
         let (flags, token) = (event.flags, event.data.u64());
         match token {
             WAKE => {}
-            GRPC | HTTP => self.accept(token, now),
+            DOORS.. => self.accept(token, now),
             _ => {
                 let ends = EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR;
                 self.peers.has_news(

@@ -54,7 +54,7 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 pub(crate) async fn accept(
     core: Rc<Core>,
     listener: TcpListener,
-    protocol: Protocol,
+    port: Protocol,
     mut stop: watch::Receiver<Stop>,
     alive: mpsc::Sender<Gone>,
 ) {
@@ -67,11 +67,11 @@ pub(crate) async fn accept(
         };
         match accepted {
             Ok((stream, _peer)) => {
-                let Some(slot) = Slot::take(&core.shared, protocol) else { continue };
+                let Some(slot) = Slot::take(&core.shared, port) else { continue };
                 let (core, server, stop, alive) =
                     (Rc::clone(&core), Rc::clone(&server), stop.clone(), alive.clone());
                 task::spawn_local(async move {
-                    serve(core, server, protocol, stream, stop).await;
+                    serve(core, server, port, stream, stop).await;
                     drop(slot);
                     drop(alive);
                 });
@@ -133,7 +133,7 @@ async fn serve(
             }
             _ = stop.wait_for(Option::is_some) => return,
         }
-        return converse(core, server, stream, stop).await;
+        return converse(core, server, port, stream, stop).await;
     };
     let accepted = select! {
         biased;
@@ -153,13 +153,14 @@ async fn serve(
         }
         _ = stop.wait_for(Option::is_some) => return,
     }
-    converse(core, server, stream, stop).await;
+    converse(core, server, port, stream, stop).await;
 }
 
 /// Serves a connection that has begun to speak.
 async fn converse(
     core: Rc<Core>,
     server: Rc<auto::Builder<OnCore>>,
+    port: Protocol,
     stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
     stop: watch::Receiver<Stop>,
 ) {
@@ -170,10 +171,11 @@ async fn converse(
         let (core, open) = (Rc::clone(&of_core), of_service.begin());
         async move {
             let (parts, body) = request.into_parts();
-            let (protocol, fields) = core.fields(&parts);
-            let response = match protocol {
-                Protocol::Grpc => grpc::answer(&core, fields, body).await,
-                Protocol::Http => http::answer(&core, parts.version, fields, body).await,
+            let (protocol, fields) = core.fields(port, &parts);
+            let response = if protocol.is_grpc() {
+                grpc::answer(&core, protocol, fields, body).await
+            } else {
+                http::answer(&core, protocol, parts.version, fields, body).await
             };
             drop(open);
             Ok::<_, Infallible>(response)

@@ -53,21 +53,14 @@ pub(crate) async fn run(
     mut stop: watch::Receiver<Stop>,
     ready: SyncSender<io::Result<()>>,
 ) {
-    let (grpc, http) = match register(listeners) {
+    let listeners = match register(listeners) {
         Ok(listeners) => listeners,
         Err(error) => return drop(ready.send(Err(error))),
     };
     let (alive, mut all_gone) = mpsc::channel::<Gone>(1);
-    for (listener, protocol) in [(grpc, Protocol::Grpc), (http, Protocol::Http)] {
-        if let Some(listener) = listener {
-            task::spawn_local(connection::accept(
-                Rc::clone(&core),
-                listener,
-                protocol,
-                stop.clone(),
-                alive.clone(),
-            ));
-        }
+    for (port, listener) in listeners {
+        let (core, stop, alive) = (Rc::clone(&core), stop.clone(), alive.clone());
+        task::spawn_local(connection::accept(core, listener, port, stop, alive));
     }
     drop(alive);
     if let Some(orphaned) = core.orphaned.take() {
@@ -84,9 +77,9 @@ pub(crate) async fn run(
     }
 }
 
-fn register(listeners: Listeners) -> io::Result<(Option<TcpListener>, Option<TcpListener>)> {
-    let Listeners { grpc, http } = listeners;
-    Ok((grpc.map(TcpListener::from_std).transpose()?, http.map(TcpListener::from_std).transpose()?))
+fn register(listeners: Listeners) -> io::Result<Vec<(Protocol, TcpListener)>> {
+    let register = |(port, listener)| Ok((port, TcpListener::from_std(listener)?));
+    listeners.into_iter().map(register).collect()
 }
 
 impl Core {
@@ -102,8 +95,8 @@ impl Core {
         self.shared.metrics.of(protocol)
     }
 
-    /// What `parts` say, and what is being spoken.
-    pub(crate) fn fields(&self, parts: &http::request::Parts) -> (Protocol, Fields) {
+    /// What `parts` say that came to the port of `port`, and what is being spoken.
+    pub(crate) fn fields(&self, port: Protocol, parts: &http::request::Parts) -> (Protocol, Fields) {
         let mut tenants = self.tenants.borrow_mut();
         let mut fields = Fields::default();
         fields.add(b":method", parts.method.as_str().as_bytes(), &mut tenants);
@@ -111,7 +104,7 @@ impl Core {
         for (name, value) in &parts.headers {
             fields.add(name.as_str().as_bytes(), value.as_bytes(), &mut tenants);
         }
-        (fields.protocol(parts.version == http::Version::HTTP_2), fields)
+        (fields.protocol(port, parts.version == http::Version::HTTP_2), fields)
     }
 
     /// Reads a body to its end, giving each piece to `push`.

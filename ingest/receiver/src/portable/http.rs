@@ -1,4 +1,4 @@
-//! One OTLP/HTTP request on this driver: head, body, answer. The request's rules lie in [`crate::request`] and
+//! One HTTP request on this driver: head, body, answer. The request's rules lie in [`crate::request`] and
 //! [`crate::body`].
 
 use std::time::Duration;
@@ -21,34 +21,36 @@ const LINGER: Duration = Duration::from_secs(5);
 
 pub(crate) async fn answer(
     core: &Core,
+    protocol: Protocol,
     version: Version,
     fields: Fields,
     mut body: Incoming,
 ) -> Response<Reply> {
     let (form, expects_continue) = (fields.answer_form(), fields.expects_continue);
-    let answer = match receive(core, fields, &mut body).await {
-        Ok(body) => core.take(Protocol::Http, body).await,
+    let answer = match receive(core, protocol, fields, &mut body).await {
+        Ok(body) => core.take(protocol, body).await,
         Err(refusal) => {
             // A sender that was promised "100 Continue" first has sent nothing yet, and shall not.
             let is_sending = version < Version::HTTP_2 && !expects_continue;
             if is_sending && !body.is_end_stream() && refusal.reason != Reason::Timeout {
                 linger(core, body);
             }
-            core.answered(Protocol::Http, Answer::Refused(refusal), 0)
+            core.answered(protocol, Answer::Refused(refusal), 0)
         }
     };
-    Reply::response(answer.http(form))
+    Reply::response(answer.plain(protocol, form))
 }
 
 /// Up to a complete body.
 async fn receive(
     core: &Core,
+    protocol: Protocol,
     fields: Fields,
     body: &mut Incoming,
 ) -> Result<(Head, bytes::Bytes, Permit), Refusal> {
-    let head = fields.head(Protocol::Http, &core.tenants.borrow())?;
+    let head = fields.head(protocol, &core.tenants.borrow())?;
     let mut buffer = Buffer::new(head.declared, core.shared.config.request_bytes_max, core.shared.admit()?)?;
-    core.read(Protocol::Http, body, |piece| buffer.push(piece)).await?;
+    core.read(protocol, body, |piece| buffer.push(piece)).await?;
     let (stored, permit) = buffer.finish();
     Ok((head, stored, permit))
 }

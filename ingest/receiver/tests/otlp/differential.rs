@@ -5,6 +5,7 @@ use ingest_otlp::protobuf_to_json;
 use ingest_receiver::{DriverChoice, ReceiverConfig};
 use store_model::Encoding;
 
+use super::epoll::dialects::{Recorded, recorded};
 use super::epoll::support::{
     GRPC_PATH, HTTP_PATH, Heard, Pieces, Server, all_bad, call, config, framed, gzip, serve_with, spans,
     two_good_one_bad, zstd,
@@ -19,6 +20,9 @@ const MIB: usize = 1 << 20;
 enum Port {
     Grpc,
     Http,
+    Zipkin,
+    JaegerGrpc,
+    JaegerHttp,
 }
 
 #[derive(Clone, Debug)]
@@ -63,6 +67,9 @@ async fn ask(server: &Server, asked: &Asked) -> Made {
     let address = match port {
         Port::Grpc => server.grpc_address(),
         Port::Http => server.http_address(),
+        Port::Zipkin => server.endpoints.zipkin.unwrap(),
+        Port::JaegerGrpc => server.endpoints.jaeger_grpc.unwrap(),
+        Port::JaegerHttp => server.endpoints.jaeger_http.unwrap(),
     };
     let uri = if *version == Version::HTTP_2 { format!("http://localhost{path}") } else { path.clone() };
     let mut request = http::Request::builder().method(*method).uri(uri);
@@ -212,6 +219,51 @@ fn corpus() -> Vec<Asked> {
     all
 }
 
+/// Zipkin's and Jaeger's recorded bodies, whole and broken, in every way and to every port.
+fn foreign_corpus() -> Vec<Asked> {
+    let mut all = Vec::new();
+    for Recorded { protocol: _, path, content_type, body } in recorded() {
+        let is_grpc = content_type == "application/grpc";
+        let (half, nothing) = (body[..body.len() / 2].to_vec(), Vec::new());
+        let versions =
+            if is_grpc { &[Version::HTTP_2][..] } else { &[Version::HTTP_11, Version::HTTP_2][..] };
+        for (port, &version) in [Port::Zipkin, Port::JaegerGrpc, Port::JaegerHttp, Port::Http]
+            .into_iter()
+            .flat_map(|port| versions.iter().map(move |version| (port, version)))
+        {
+            for body in [&body, &half, &nothing] {
+                let asked = |headers: &[Line], body, piece_bytes| Asked {
+                    port,
+                    version,
+                    method: "POST",
+                    path: path.to_owned(),
+                    headers: [&[("content-type", content_type)], headers].concat(),
+                    body,
+                    piece_bytes,
+                };
+                if is_grpc {
+                    all.push(asked(&[], framed(0, body), 300));
+                    all.push(asked(&[("grpc-encoding", "gzip")], framed(1, &gzip(body)), usize::MAX));
+                } else {
+                    all.push(asked(&[], body.clone(), 300));
+                    all.push(asked(&[("content-encoding", "gzip")], gzip(body), usize::MAX));
+                }
+            }
+        }
+    }
+    let (port, method, version) = (Port::Zipkin, "POST", Version::HTTP_11);
+    let path = "/api/v2/spans?debug=1".to_owned();
+    let asked =
+        Asked { port, version, method, path, headers: Vec::new(), body: b"[]".to_vec(), piece_bytes: 1 };
+    all.push(Asked { method: "GET", ..asked.clone() });
+    all.push(Asked { headers: vec![("content-type", "text/plain")], ..asked.clone() });
+    all.push(Asked { headers: vec![("content-type", "application/json"); 2], ..asked.clone() });
+    all.push(Asked { headers: vec![("content-encoding", "br")], ..asked.clone() });
+    all.push(Asked { body: vec![b' '; MIB + 1], piece_bytes: 100_000, ..asked.clone() });
+    all.push(asked);
+    all
+}
+
 #[tokio::test]
 async fn every_driver_tells_and_hands_on_the_same() {
     let servers = DRIVERS.map(|driver| {
@@ -224,7 +276,7 @@ async fn every_driver_tells_and_hands_on_the_same() {
     });
     let [oracle, others @ ..] = &servers;
     let mut taken = 0;
-    for asked in corpus() {
+    for asked in corpus().into_iter().chain(foreign_corpus()) {
         let expected = ask(oracle, &asked).await;
         taken += expected.received.len();
         for other in others {

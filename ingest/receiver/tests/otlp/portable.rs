@@ -6,6 +6,8 @@ const DRIVER: DriverChoice = DriverChoice::Portable;
 
 #[path = "answers.rs"]
 mod answers;
+#[path = "dialects.rs"]
+pub(crate) mod dialects;
 #[path = "lifecycle.rs"]
 mod lifecycle;
 #[path = "limits.rs"]

@@ -132,7 +132,16 @@ pub(crate) struct Server {
 
 pub(crate) fn config() -> ReceiverConfig {
     let any = Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
-    ReceiverConfig { grpc: any, http: any, cores: 1, driver: super::DRIVER, ..ReceiverConfig::default() }
+    ReceiverConfig {
+        grpc: any,
+        http: any,
+        zipkin: any,
+        jaeger_grpc: any,
+        jaeger_http: any,
+        cores: 1,
+        driver: super::DRIVER,
+        ..ReceiverConfig::default()
+    }
 }
 
 pub(crate) fn serve() -> Server {
