@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use ingest_aggregator::{Batch, Shard};
-use ingest_receiver::{Driver, Endpoints, ReceiverMetrics, Started};
+use ingest_receiver::{Driver, Endpoints, Protocol, ReceiverMetrics, Started};
 use query_engine::Engine;
 use rtrb::{Consumer, Producer, RingBuffer};
 use store_archive::{Archive, ArchiveOptions, ShardWriter};
@@ -17,7 +17,7 @@ use store_model::{Offset, PartitionId, ShardId, Symbols};
 use crate::archiver::{ArchiverOptions, ArchiverThread};
 use crate::bodies::JournalBodies;
 use crate::clock;
-use crate::config::{Ack, Config, Receivers};
+use crate::config::{Ack, Config};
 use crate::cpus::Cpus;
 use crate::gate::Gate;
 use crate::intake::{Entrance, Queue, RefusedLedger};
@@ -70,7 +70,13 @@ fn receiver_problem(error: &ingest_receiver::Error) -> String {
     let ingest_receiver::Error::Listen { protocol, address, source } = error else {
         return format!("receiver: {error}");
     };
-    let key = Receivers::key(*protocol);
+    let key = match protocol {
+        Protocol::Grpc => "receivers.otlp.protocols.grpc",
+        Protocol::Http => "receivers.otlp.protocols.http",
+        Protocol::Zipkin => "receivers.zipkin",
+        Protocol::JaegerGrpc => "receivers.jaeger.protocols.grpc",
+        Protocol::JaegerHttp => "receivers.jaeger.protocols.thrift_http",
+    };
     format!(
         "cannot listen on {address} ({source}); set {key}.endpoint to a free address, or {key}.enabled to false"
     )

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ingest_aggregator::{Limits, ShardConfig, Timing};
-use ingest_receiver::{DriverChoice, Protocol, ReceiverConfig};
+use ingest_receiver::{DriverChoice, ReceiverConfig};
 use ingest_sampler::{Policy, SlowPolicy};
 use serde::{Deserialize, Deserializer};
 use store_model::Threshold;
@@ -136,19 +136,6 @@ pub(crate) struct Jaeger {
 pub(crate) struct JaegerProtocols {
     pub(crate) grpc: Listen,
     pub(crate) thrift_http: Listen,
-}
-
-impl Receivers {
-    /// Where the listener of `protocol` stands in the file.
-    pub(crate) fn key(protocol: Protocol) -> &'static str {
-        match protocol {
-            Protocol::Grpc => "receivers.otlp.protocols.grpc",
-            Protocol::Http => "receivers.otlp.protocols.http",
-            Protocol::Zipkin => "receivers.zipkin",
-            Protocol::JaegerGrpc => "receivers.jaeger.protocols.grpc",
-            Protocol::JaegerHttp => "receivers.jaeger.protocols.thrift_http",
-        }
-    }
 }
 
 /// Whether and where a protocol is served; without an endpoint, on its usual port of this host.

@@ -197,14 +197,16 @@ fn media(path: Option<Protocol>, value: &[u8]) -> Media {
         (b"application/x-protobuf", Media::Http(Form::Protobuf)),
         (b"application/json", Media::Http(Form::Json)),
     ];
-    let foreign: Option<fn(Option<&str>) -> Option<Dialect>> = match path {
-        Some(Protocol::Zipkin) => Some(door::zipkin_dialect),
-        Some(Protocol::JaegerHttp) => Some(door::jaeger_dialect),
-        _ => None,
-    };
-    if let Some(dialect_of) = foreign {
-        let dialect = str::from_utf8(value).ok().and_then(|text| dialect_of(Some(text)));
-        return dialect.map_or(Media::Other, Media::Foreign);
+    let text = || str::from_utf8(value).ok();
+    match path {
+        Some(Protocol::Zipkin) => {
+            let dialect = text().and_then(|text| door::zipkin_dialect(Some(text)));
+            return dialect.map_or(Media::Other, Media::Foreign);
+        }
+        Some(Protocol::JaegerHttp) => {
+            return door::jaeger_dialect(text()).map_or(Media::Other, Media::Foreign);
+        }
+        _ => {}
     }
     let name = value.split(|&byte| byte == b';').next().unwrap_or_default().trim_ascii();
     if let Some((_, media)) = KNOWN.into_iter().find(|(known, _)| known.eq_ignore_ascii_case(name)) {

@@ -139,17 +139,17 @@ async fn recorded_bodies_of_real_clients_are_handed_on_as_otlp() {
         }
         let otlp = one.otlp();
         let received = server.intake.received();
-        assert_eq!(received.len(), sent);
+        assert_eq!(received.len() as u64, sent);
         for (_, request) in &received {
             assert_eq!((request.encoding, &request.stored[..]), (Encoding::Identity, &otlp[..]));
             assert_eq!(request.body, otlp);
         }
-        let (snapshot, spans) = (server.snapshot(), received[0].1.summaries.len());
+        let (snapshot, spans) = (server.snapshot(), received[0].1.summaries.len() as u64);
         let counted = snapshot.of(one.protocol);
-        assert_eq!(counted.requests_accepted as usize, sent);
-        assert_eq!(counted.spans_accepted as usize, sent * spans);
-        assert_eq!(counted.body_bytes as usize, sent * otlp.len(), "as the protobuf it became");
-        assert_eq!(counted.connections_accepted as usize, sent);
+        assert_eq!(counted.requests_accepted, sent);
+        assert_eq!(counted.spans_accepted, sent * spans);
+        assert_eq!(counted.body_bytes, sent * otlp.len() as u64, "as the protobuf it became");
+        assert_eq!(counted.connections_accepted, sent);
         for other in Protocol::ALL.into_iter().filter(|&other| other != one.protocol) {
             assert_eq!(snapshot.of(other).connections_accepted, 0);
         }
@@ -298,7 +298,7 @@ async fn the_memory_budget_counts_what_a_body_becomes() {
     };
     let (heard, counted) = tokio::join!(asking, counting);
     assert_eq!(heard.status, door::HTTP_ACCEPTED);
-    assert!(counted as usize >= wire + otlp, "{counted} of {wire} and {otlp}");
+    assert!(counted >= (wire + otlp) as u64, "{counted} of {wire} and {otlp}");
     assert_eq!(server.snapshot().inflight_bytes, 0);
 }
 
