@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use ingest_aggregator::{Batch, Shard};
-use ingest_receiver::{Driver, Endpoints, Protocol, ReceiverMetrics, Started};
+use ingest_receiver::{Driver, Endpoints, Protocol, ReceiverConfig, ReceiverMetrics, Started};
 use query_engine::Engine;
 use rtrb::{Consumer, Producer, RingBuffer};
 use store_archive::{Archive, ArchiveOptions, ShardWriter};
@@ -20,6 +20,7 @@ use crate::clock;
 use crate::config::{Ack, Config};
 use crate::cpus::Cpus;
 use crate::gate::Gate;
+use crate::identities::Identities;
 use crate::intake::{Entrance, Queue, RefusedLedger};
 use crate::journal::{Feeder, Floors, JournalOptions, JournalThread, Outlet};
 use crate::live::{LiveTraces, ShardLine};
@@ -155,7 +156,7 @@ fn lock(data_dir: &Path) -> Result<std::fs::File, Error> {
 
 impl Appliance {
     /// Opens everything, recovers what a crash left, and begins to listen.
-    pub(crate) fn start(config: &Config, data_dir: &Path) -> Result<Self, Error> {
+    pub(crate) fn start(config: &Config, identities: &Identities, data_dir: &Path) -> Result<Self, Error> {
         let lock = lock(data_dir)?;
         let wanted = match (config.receivers.cores, config.receivers.cpus.len()) {
             (0, 0) => cores_allowed(),
@@ -172,7 +173,14 @@ impl Appliance {
         }
         let memory_bytes = memory_limit(config);
         let cpus = Cpus::choose(&config.receivers.cpus, count);
-        let receiver_config = config.receiver(count, &cpus, memory_bytes);
+        let receiver_config = ReceiverConfig {
+            grpc_tls: identities.grpc.clone(),
+            http_tls: identities.http.clone(),
+            zipkin_tls: identities.zipkin.clone(),
+            jaeger_grpc_tls: identities.jaeger_grpc.clone(),
+            jaeger_http_tls: identities.jaeger_http.clone(),
+            ..config.receiver(count, &cpus, memory_bytes)
+        };
         let request_bytes_max = receiver_config.request_bytes_max;
         let (archive, shards, partitions) = open_stores(config, data_dir, count)?;
         let bodies = JournalBodies {
@@ -225,6 +233,7 @@ impl Appliance {
             journal: bodies.readers,
             decisions: decision_readers,
             receiver: metrics,
+            identities: identities.clone(),
             memory_limit: memory_bytes,
         });
         Ok(Self {

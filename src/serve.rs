@@ -13,6 +13,8 @@ use tokio::sync::watch;
 use crate::appliance::Appliance;
 use crate::cli::ServeArgs;
 use crate::config::Config;
+use crate::doors::Door;
+use crate::identities::{Identities, keep_fresh};
 use crate::recover::write_durably;
 use crate::{demo, telemetry};
 
@@ -43,8 +45,15 @@ pub(crate) fn run(args: &ServeArgs) -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    let identities = match Identities::load(&config).and_then(|identities| demo_can_speak(args, identities)) {
+        Ok(identities) => identities,
+        Err(problem) => {
+            eprintln!("sluicebox: {problem}");
+            return ExitCode::from(2);
+        }
+    };
     telemetry::init_logging(args.log_json);
-    match serve(args, &config) {
+    match serve(args, &config, &identities) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("sluicebox: {error}");
@@ -58,15 +67,27 @@ pub(crate) fn data_dir(argument: Option<&Path>, config: &Config) -> PathBuf {
     argument.map(Path::to_owned).or_else(|| config.data_dir.clone()).unwrap_or_else(|| DATA_DIR.into())
 }
 
-fn serve(args: &ServeArgs, config: &Config) -> Result<(), Box<dyn std::error::Error>> {
+/// The simulated shop is no client that would have to trust somebody.
+fn demo_can_speak(args: &ServeArgs, identities: Identities) -> Result<Identities, String> {
+    let is_plain = identities.grpc.is_none() && identities.query.is_none();
+    let problem =
+        || "--demo needs plain connections: leave tls out of its grpc and query sections".to_owned();
+    if args.demo && !is_plain { Err(problem()) } else { Ok(identities) }
+}
+
+fn serve(
+    args: &ServeArgs,
+    config: &Config,
+    identities: &Identities,
+) -> Result<(), Box<dyn std::error::Error>> {
     let data_dir = data_dir(args.data_dir.as_deref(), config);
-    let appliance = Appliance::start(config, &data_dir)?;
+    let appliance = Appliance::start(config, identities, &data_dir)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(QUERY_THREADS)
         .thread_name("query")
         .enable_all()
         .build()?;
-    let result = runtime.block_on(listen(args, config, &data_dir, &appliance));
+    let result = runtime.block_on(listen(args, config, identities, &data_dir, &appliance));
     tracing::info!("stopping: no new requests, those in flight are finished");
     appliance.stop();
     tracing::info!("stopped, everything is durable");
@@ -76,6 +97,7 @@ fn serve(args: &ServeArgs, config: &Config) -> Result<(), Box<dyn std::error::Er
 async fn listen(
     args: &ServeArgs,
     config: &Config,
+    identities: &Identities,
     data_dir: &Path,
     appliance: &Appliance,
 ) -> Result<(), Box<dyn std::error::Error>> {
@@ -91,6 +113,7 @@ async fn listen(
         admin: admin.local_addr()?,
         query: query.local_addr()?,
     };
+    let _kept_fresh = keep_fresh(identities)?;
     let (stop, stopped) = watch::channel(false);
     let wait = |mut stopped: watch::Receiver<bool>| async move {
         // The sender only goes away when everything ends, which is a stop as well.
@@ -98,12 +121,16 @@ async fn listen(
     };
     let board: Arc<dyn StatusSource> = Arc::clone(&appliance.board) as _;
     let service = Service::new(Arc::clone(&appliance.engine), board);
-    let queries = tokio::spawn(query_api::serve(query, service, wait(stopped.clone())));
+    let queries = {
+        let door = Door::open(query, identities.query.clone())?;
+        tokio::spawn(query_api::serve_on(door, service, wait(stopped.clone())))
+    };
     let router = telemetry::router(Arc::clone(&appliance.board));
+    let admin = Door::open(admin, identities.admin.clone())?;
     let admins =
         tokio::spawn(async move { axum::serve(admin, router).with_graceful_shutdown(wait(stopped)).await });
     write_durably(&data_dir.join("endpoints.json"), serde_json::to_string_pretty(&listening)?.as_bytes())?;
-    greet(&listening, data_dir);
+    greet(&listening, identities, data_dir);
     let demo = args.demo.then(|| tokio::spawn(demo::run(listening.clone(), args.demo_seconds)));
     wait_for_signal().await?;
     if let Some(demo) = demo {
@@ -130,32 +157,32 @@ async fn wait_for_signal() -> std::io::Result<()> {
     Ok(())
 }
 
-fn greet(listening: &Listening, data_dir: &Path) {
+fn greet(listening: &Listening, identities: &Identities, data_dir: &Path) {
     let Listening { otlp_grpc, otlp_http, zipkin, jaeger_grpc, jaeger_thrift_http, admin, query } = listening;
     let address =
         |address: &Option<SocketAddr>| address.map_or("off".to_owned(), |address| address.to_string());
+    let (grpc, http) = (address(otlp_grpc), address(otlp_http));
+    let scheme = |tls: &Option<_>| if tls.is_some() { "https" } else { "http" };
+    let (grpc_scheme, admin_scheme) = (scheme(&identities.grpc), scheme(&identities.admin));
     println!(
         "sluicebox {} is running, data in {}\n\
          \n  \
-           OTLP/gRPC  {}\n  \
-           OTLP/HTTP  {}   (POST /v1/traces)\n  \
+           OTLP/gRPC  {grpc}\n  \
+           OTLP/HTTP  {http}   (POST /v1/traces)\n  \
            Zipkin     {}   (POST /api/v2/spans)\n  \
            Jaeger     {} (gRPC), {} (POST /api/traces)\n  \
            queries    {query}   (gRPC, reflection on)\n  \
-           admin      http://{admin}/metrics  /healthz  /readyz\n\
+           admin      {admin_scheme}://{admin}/metrics  /healthz  /readyz\n\
          \n\
          Try next:\n  \
-           OTEL_EXPORTER_OTLP_ENDPOINT=http://{} <your instrumented program>\n  \
+           OTEL_EXPORTER_OTLP_ENDPOINT={grpc_scheme}://{grpc} <your instrumented program>\n  \
            sluicebox status\n  \
            sluicebox search --status error\n  \
            sluicebox trace <id>",
         env!("CARGO_PKG_VERSION"),
         data_dir.display(),
-        address(otlp_grpc),
-        address(otlp_http),
         address(zipkin),
         address(jaeger_grpc),
         address(jaeger_thrift_http),
-        address(otlp_grpc),
     );
 }

@@ -13,6 +13,7 @@ use store_model::{Monotonic, Reason, Tenant};
 
 use crate::clock;
 use crate::gate::Gate;
+use crate::identities::Identities;
 use crate::shards::Published;
 use crate::totals::Totals;
 
@@ -26,6 +27,7 @@ pub(crate) struct StatusBoard {
     pub(crate) journal: Vec<Reader<RealDisk>>,
     pub(crate) decisions: Vec<Reader<RealDisk>>,
     pub(crate) receiver: Arc<ReceiverMetrics>,
+    pub(crate) identities: Identities,
     pub(crate) memory_limit: u64,
 }
 

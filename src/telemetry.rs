@@ -71,12 +71,18 @@ struct Refusal {
     reason: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByListener {
+    listener: &'static str,
+}
+
 /// The rooms keep the numbers; a registry is made for each scrape and filled with them.
 fn render(board: &StatusBoard) -> Result<String, std::fmt::Error> {
     let mut registry = Registry::with_prefix("sluicebox");
     span_metrics(&mut registry, board);
     receiver_metrics(&mut registry, board);
     state_metrics(&mut registry, board);
+    tls_metrics(&mut registry, board);
     let mut text = String::new();
     text::encode(&mut text, &registry)?;
     Ok(text)
@@ -147,6 +153,9 @@ fn receiver_metrics(registry: &mut Registry, board: &StatusBoard) {
         for (reason, count) in &numbers.requests_refused {
             refused.get_or_create(&Refusal { protocol, reason: reason.as_str() }).inc_by(*count);
         }
+        for (reason, count) in &numbers.connections_cut {
+            cut.get_or_create(&Refusal { protocol, reason: reason.as_str() }).inc_by(*count);
+        }
     }
     registry.register("receiver_requests", "Requests taken in", requests);
     registry.register("receiver_requests_refused", "Requests refused, by reason", refused);
@@ -156,8 +165,24 @@ fn receiver_metrics(registry: &mut Registry, board: &StatusBoard) {
     registry.register("receiver_connections_accepted", "Connections ever taken", accepted);
     let help = "Connections closed as they came, since max_connections were open";
     registry.register("receiver_connections_turned_away", help, turned_away);
-    let help = "Connections that were cut off, by reason; the portable driver counts none";
+    let help = "Connections that were cut off, by reason; the portable driver counts those of TLS";
     registry.register("receiver_connections_cut", help, cut);
+}
+
+fn tls_metrics(registry: &mut Registry, board: &StatusBoard) {
+    let expiry = Family::<ByListener, Gauge>::default();
+    let reloads = Family::<ByListener, Counter>::default();
+    let failures = Family::<ByListener, Counter>::default();
+    for (listener, tls) in board.identities.all() {
+        let label = ByListener { listener };
+        expiry.get_or_create(&label).set(i64::try_from(tls.expires_at_seconds()).unwrap_or(i64::MAX));
+        reloads.get_or_create(&label).inc_by(tls.reloads());
+        failures.get_or_create(&label).inc_by(tls.failures());
+    }
+    let help = "When the certificate that new connections see ends, since 1970";
+    registry.register_with_unit("tls_certificate_not_after", help, Unit::Seconds, expiry);
+    registry.register("tls_reloads", "New certificates taken while running", reloads);
+    registry.register("tls_reload_failures", "New certificates that could not be used", failures);
 }
 
 fn state_metrics(registry: &mut Registry, board: &StatusBoard) {

@@ -1,12 +1,14 @@
 //! The verbs that ask a running appliance.
 
+use std::error::Error;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use query_api::proto::{self, Decision, GetTraceResponse, SearchTracesRequest, Tag, TraceSummary};
 use serde_json::{Value, json};
 use store_model::TraceId;
 use tonic::metadata::AsciiMetadataValue;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Code, Request, Status};
 
 use super::table::{self, Table};
@@ -26,25 +28,72 @@ fn ask<T>(args: &ClientArgs, exchange: impl AsyncFnOnce(Client) -> Result<T, Sta
         .build()
         .map_err(|error| Failure::not_possible(error.to_string()))?;
     runtime.block_on(async {
-        let url = if args.endpoint.contains("://") {
-            args.endpoint.clone()
-        } else {
-            format!("http://{}", args.endpoint)
-        };
-        let endpoint = Endpoint::from_shared(url).map_err(|error| {
-            Failure::wrong_use(format!("--endpoint {}: {error}, expected host:port", args.endpoint))
-        })?;
-        let channel = endpoint.connect_timeout(CONNECT_TIMEOUT).connect().await.map_err(|_no_answer| {
-            let message =
-                format!("no appliance answers at {}; is `sluicebox serve` running there?", args.endpoint);
-            Failure::not_possible(message)
+        let endpoint = endpoint(args)?;
+        let channel = endpoint.connect_timeout(CONNECT_TIMEOUT).connect().await.map_err(|error| {
+            let (asked, why) = (&args.endpoint, deepest(&error));
+            Failure::not_possible(format!(
+                "no appliance answers at {asked} ({why}); is `sluicebox serve` running there?"
+            ))
         })?;
         exchange(query_api::client(channel)).await.map_err(|status| match status.code() {
             Code::NotFound => Failure::not_possible(status.message()),
             Code::InvalidArgument => Failure::wrong_use(status.message()),
+            _ if status.source().is_some() => {
+                let (asked, why) = (&args.endpoint, deepest(&status));
+                Failure::not_possible(format!("{asked} broke off ({why}); {}", hint(args)))
+            }
             code => Failure::not_possible(format!("{}: {}", code, status.message())),
         })
     })
+}
+
+/// What the two ends of a connection that breaks off at once disagree about most often.
+fn hint(args: &ClientArgs) -> &'static str {
+    let is_secure = args.endpoint.starts_with("https://") || args.ca_file.is_some();
+    match (is_secure, args.cert_file.is_some()) {
+        (false, _) => "if its port has TLS, say --endpoint https://...",
+        (true, false) => "if it asks for a certificate, give --cert-file and --key-file",
+        (true, true) => "does it know who signed your certificate?",
+    }
+}
+
+/// What an error is about in the end.
+fn deepest(mut error: &dyn Error) -> String {
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
+}
+
+/// Whom to ask, and how: with TLS if the address says so, or if it says nothing and a file for TLS is given.
+fn endpoint(args: &ClientArgs) -> Result<Endpoint, Failure> {
+    let ClientArgs { endpoint, ca_file, cert_file, key_file, tenant: _, json: _ } = args;
+    let has_files = ca_file.is_some() || cert_file.is_some();
+    let scheme = if has_files { "https" } else { "http" };
+    let url = if endpoint.contains("://") { endpoint.clone() } else { format!("{scheme}://{endpoint}") };
+    let is_secure = url.starts_with("https://");
+    let plain = Endpoint::from_shared(url).map_err(|error| {
+        let why = deepest(&error);
+        Failure::wrong_use(format!("--endpoint {endpoint}: {why}, expected host:port or https://host:port"))
+    })?;
+    if !is_secure {
+        // Whoever names an authority means to check it: to go on without would deceive them.
+        let refusal =
+            || Failure::wrong_use(format!("--endpoint {endpoint}: the files for TLS need https://"));
+        return if has_files { Err(refusal()) } else { Ok(plain) };
+    }
+    let read = |path: &PathBuf| {
+        let failed = |error| Failure::wrong_use(format!("cannot read {}: {error}", path.display()));
+        std::fs::read(path).map_err(failed)
+    };
+    let mut tls = match ca_file {
+        Some(path) => ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(path)?)),
+        None => ClientTlsConfig::new().with_native_roots(),
+    };
+    if let (Some(certificate), Some(key)) = (cert_file, key_file) {
+        tls = tls.identity(Identity::from_pem(read(certificate)?, read(key)?));
+    }
+    plain.tls_config(tls).map_err(|error| Failure::wrong_use(format!("TLS: {}", deepest(&error))))
 }
 
 fn request<T>(args: &ClientArgs, message: T) -> Result<Request<T>, Failure> {

@@ -9,7 +9,12 @@ use store_log::{Reader, RealDisk, SegmentInfo};
 use super::table::{self, Table};
 use super::{DoctorArgs, Failure};
 use crate::appliance::{cores_allowed, memory_limit};
-use crate::config::Config;
+use crate::clock;
+use crate::config::{Config, TlsSection};
+use crate::identities::{self, Named};
+
+/// A certificate with less left than this is due: renewal services work a month ahead.
+const EXPIRY_SOON_SECONDS: u64 = 14 * 86_400;
 
 /// A check and what it found.
 struct Finding {
@@ -40,6 +45,7 @@ pub(super) fn run(args: &DoctorArgs) -> Result<(), Failure> {
         Config::load(args.config.as_deref()).map_err(|error| Failure::wrong_use(error.to_string()))?;
     let data_dir = crate::serve::data_dir(args.data_dir.as_deref(), &config);
     let mut findings = host(&config);
+    findings.extend(tls(&config));
     findings.extend(data(&data_dir));
     if args.json {
         let entry = |finding: &Finding| json!({ "check": finding.name, "state": finding.state.word(), "detail": finding.detail });
@@ -77,6 +83,32 @@ fn host(config: &Config) -> Vec<Finding> {
         finding("driver", State::Ok, "portable (tokio, hyper), thread per core, SO_REUSEPORT".to_owned()),
         finding("io_uring", State::Note, io_uring.to_owned()),
     ]
+}
+
+/// Per listener: whether its connections are secured, and for how long its certificate is good.
+fn tls(config: &Config) -> Vec<Finding> {
+    let look = |(listener, section): Named<'_, TlsSection>| {
+        let finding =
+            |state, detail: String| Finding { name: "tls", state, detail: format!("{listener}: {detail}") };
+        let Some(section) = section else {
+            return finding(State::Ok, "off, connections are plain".to_owned());
+        };
+        let tls = match identities::load(listener, section) {
+            Ok(tls) => tls,
+            Err(problem) => return Finding { name: "tls", state: State::Bad, detail: problem },
+        };
+        let (ends, now) = (tls.expires_at_seconds(), clock::unix().0 / 1_000_000_000);
+        let date = table::time(ends.saturating_mul(1_000_000_000));
+        let clients = if section.client_ca_file.is_some() { ", clients must show one as well" } else { "" };
+        match ends.checked_sub(now) {
+            None => finding(State::Bad, format!("on, but its certificate ended {date} UTC")),
+            Some(left) if left < EXPIRY_SOON_SECONDS => {
+                finding(State::Note, format!("on, but its certificate ends soon: {date} UTC{clients}"))
+            }
+            Some(_) => finding(State::Ok, format!("on, certificate good until {date} UTC{clients}")),
+        }
+    };
+    identities::sections(config).map(look).into()
 }
 
 fn data(data_dir: &Path) -> Vec<Finding> {

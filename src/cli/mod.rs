@@ -15,6 +15,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 pub(crate) use client::{decision_word, status_text};
 
 use crate::config::Config;
+use crate::identities::Identities;
 
 /// Takes in every span of a fleet, keeps the traces worth keeping, answers questions about them.
 #[derive(Debug, Parser)]
@@ -69,9 +70,18 @@ pub(crate) struct ServeArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct ClientArgs {
-    /// The appliance's query address
+    /// The appliance's query address; https://host:port with TLS
     #[arg(long, default_value = "127.0.0.1:4320", env = "SLUICEBOX_ENDPOINT")]
     endpoint: String,
+    /// Who must have signed the appliance's certificate (PEM); default: whom this host trusts
+    #[arg(long, value_name = "FILE", env = "SLUICEBOX_CA_FILE")]
+    ca_file: Option<PathBuf>,
+    /// Our own certificate (PEM), where the appliance asks for one
+    #[arg(long, value_name = "FILE", env = "SLUICEBOX_CERT_FILE", requires = "key_file")]
+    cert_file: Option<PathBuf>,
+    /// The key of our own certificate (PEM)
+    #[arg(long, value_name = "FILE", env = "SLUICEBOX_KEY_FILE", requires = "cert_file")]
+    key_file: Option<PathBuf>,
     /// Whose traces
     #[arg(long, default_value = "default")]
     tenant: String,
@@ -194,7 +204,8 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
 }
 
 fn check_config(path: &std::path::Path) -> Result<(), Failure> {
-    Config::load(Some(path)).map_err(|error| Failure::wrong_use(error.to_string()))?;
+    let config = Config::load(Some(path)).map_err(|error| Failure::wrong_use(error.to_string()))?;
+    Identities::load(&config).map_err(Failure::wrong_use)?;
     println!("{} is right", path.display());
     Ok(())
 }

@@ -98,6 +98,14 @@ impl Home {
 
     /// As [`Self::start`], with something in the environment.
     pub(crate) async fn start_with(&self, environment: &[(&str, &str)]) -> Appliance {
+        let appliance = self.start_unasked(environment).await;
+        eventually("the appliance is ready", async || (appliance.get("/readyz").0 == 200).then_some(()))
+            .await;
+        appliance
+    }
+
+    /// As [`Self::start_with`], but waits only until it listens: for those whose admin port speaks TLS.
+    pub(crate) async fn start_unasked(&self, environment: &[(&str, &str)]) -> Appliance {
         let endpoints = self.data().join("endpoints.json");
         // What an earlier process left there names ports that are closed by now.
         if endpoints.exists() {
@@ -121,8 +129,6 @@ impl Home {
             serde_json::from_str(&std::fs::read_to_string(&endpoints).ok()?).ok()
         })
         .await;
-        eventually("the appliance is ready", async || (appliance.get("/readyz").0 == 200).then_some(()))
-            .await;
         appliance
     }
 
@@ -186,6 +192,10 @@ impl Appliance {
         self.endpoint("query")
     }
 
+    pub(crate) fn admin(&self) -> SocketAddr {
+        self.endpoint("admin")
+    }
+
     /// Status and body of a page of the admin port; status 0 when there is no answer.
     pub(crate) fn get(&self, page: &str) -> (u16, String) {
         http(self.endpoint("admin"), &format!("GET {page} HTTP/1.1\r\n"), b"")
@@ -210,6 +220,12 @@ impl Appliance {
     pub(crate) fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
+    }
+
+    /// SIGHUP.
+    pub(crate) fn hang_up(&self) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::HUP).unwrap();
     }
 
     /// SIGTERM, and its exit status.

@@ -20,4 +20,5 @@ mod doors;
 mod load;
 mod order;
 mod sampling;
+mod secure;
 mod tenants;

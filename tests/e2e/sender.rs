@@ -7,7 +7,7 @@ use ingest_otlp::messages::{ExportTraceServiceRequest, ExportTraceServiceRespons
 use prost::Message as _;
 use tonic::codec::CompressionEncoding;
 use tonic::codegen::http::uri::PathAndQuery;
-use tonic::transport::Channel;
+use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
 use tonic_prost::ProstCodec;
 
@@ -26,6 +26,11 @@ pub(crate) struct Sender {
 impl Sender {
     pub(crate) async fn connect(to: SocketAddr) -> Self {
         let channel = Channel::from_shared(format!("http://{to}")).unwrap();
+        Self::over(channel).await
+    }
+
+    /// Over a connection with a way of its own.
+    pub(crate) async fn over(channel: Endpoint) -> Self {
         let channel = channel.timeout(ANSWER_WITHIN).connect().await.unwrap();
         Self { grpc: tonic::client::Grpc::new(channel), tenant: None }
     }

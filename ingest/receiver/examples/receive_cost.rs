@@ -1,6 +1,6 @@
 //! What receiving costs: CPU time of one receiving thread per span, into an intake that answers at once. The sender is
 //! in the same process on other threads and is not counted. `receive_cost [spans a request] [connections] [requests]
-//! [identity|gzip|zstd] [auto|io_uring|epoll|portable]`
+//! [identity|gzip|zstd] [auto|io_uring|epoll|portable] [plain|tls]`. TLS is 1.3 with AES-128-GCM.
 #![expect(clippy::print_stdout, reason = "its output is its purpose")]
 
 use std::net::{Ipv4Addr, SocketAddr};
@@ -16,10 +16,17 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use ingest_otlp::messages::{
     AnyValue, ExportTraceServiceRequest, KeyValue, Resource, ResourceSpans, ScopeSpans, Span, any_value,
 };
-use ingest_receiver::{Done, Intake, Outcome, Received, ReceiverConfig, ReceiverMetrics};
+use ingest_receiver::{
+    Done, Intake, Outcome, Received, ReceiverConfig, ReceiverMetrics, Tls, TlsConfig, TlsVersion,
+};
 use prost::Message;
+use rustls::pki_types::ServerName;
+use rustls::version::TLS13;
+use rustls::{CipherSuite, ClientConfig, RootCertStore};
 use store_model::{Symbols, Tenant, UnixNanos};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
 
 /// As the appliance has it: the system's own is a good part of what small requests cost.
 #[global_allocator]
@@ -58,29 +65,64 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let requests: usize = args.next().map_or(Ok(200), |text| text.parse())?;
     let encoding = args.next().unwrap_or_else(|| "identity".into());
     let driver = args.next().map_or(Ok(Default::default()), |text| text.parse())?;
+    let secret = args.next().is_some_and(|word| word == "tls").then(Secret::new).transpose()?;
+    let connector = secret.as_ref().map(|secret| secret.connector.clone());
 
     let (stream, bytes_a_span) = message(spans, &encoding)?;
     let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    let config =
-        ReceiverConfig { grpc: Some(any), cores: 1, driver, ..ReceiverConfig::default().without_ports() };
+    let grpc_tls = secret.as_ref().map(|secret| Arc::clone(&secret.tls));
+    let defaults = ReceiverConfig::default().without_ports();
+    let config = ReceiverConfig { grpc: Some(any), grpc_tls, cores: 1, driver, ..defaults };
     let metrics = Arc::new(ReceiverMetrics::default());
     let intake = Arc::new(Sink(Symbols::new(1_000)));
     let driver = ingest_receiver::start(&config, intake, Arc::clone(&metrics))?.driver;
     let address = driver.endpoints().grpc.ok_or("no address")?;
 
-    send(address, 1, requests.min(20), &stream, &encoding)?;
+    send(address, connector.clone(), 1, requests.min(20), &stream, &encoding)?;
     let before = (cpu_ns()?, metrics.snapshot().grpc.spans_accepted);
-    send(address, connections, requests, &stream, &encoding)?;
+    send(address, connector.clone(), connections, requests, &stream, &encoding)?;
     let cpu = cpu_ns()? - before.0;
     let taken = metrics.snapshot().grpc.spans_accepted - before.1;
     let name = driver.name();
     driver.stop(Duration::from_secs(1));
     let per_request = cpu * spans / taken.max(1);
     println!(
-        "{name}: {spans} spans a request, {connections} connections, {encoding}, {bytes_a_span} bytes a span decompressed"
+        "{name}{}: {spans} spans a request, {connections} connections, {encoding}, {bytes_a_span} bytes a span decompressed",
+        if connector.is_some() { " with TLS" } else { "" },
     );
     println!("{} CPU-ns a span, {per_request} a request, kernel included", cpu / taken.max(1));
     Ok(())
+}
+
+/// What both ends of TLS need.
+struct Secret {
+    tls: Arc<Tls>,
+    connector: TlsConnector,
+}
+
+impl Secret {
+    fn new() -> Result<Self, Box<dyn std::error::Error>> {
+        let issued = rcgen::generate_simple_self_signed(["localhost".to_owned()])?;
+        let directory = tempfile::tempdir()?;
+        let [certificate_file, key_file] = ["cert.pem", "key.pem"].map(|name| directory.path().join(name));
+        fs::write(&certificate_file, issued.cert.pem())?;
+        fs::write(&key_file, issued.signing_key.serialize_pem())?;
+        let tls = Tls::load(&TlsConfig {
+            certificate_file,
+            key_file,
+            client_ca_file: None,
+            min_version: TlsVersion::V1_3,
+            reload_interval: Duration::ZERO,
+        })?;
+        let mut roots = RootCertStore::empty();
+        roots.add(issued.cert.der().clone())?;
+        let mut provider = rustls::crypto::aws_lc_rs::default_provider();
+        provider.cipher_suites.retain(|suite| suite.suite() == CipherSuite::TLS13_AES_128_GCM_SHA256);
+        let config =
+            ClientConfig::builder_with_provider(Arc::new(provider)).with_protocol_versions(&[&TLS13])?;
+        let config = config.with_root_certificates(roots).with_no_client_auth();
+        Ok(Self { tls, connector: TlsConnector::from(Arc::new(config)) })
+    }
 }
 
 /// A framed request of `count` spans in eight attributes each, about 410 bytes a span.
@@ -126,20 +168,24 @@ fn message(count: u64, encoding: &str) -> Result<(Bytes, u64), Box<dyn std::erro
 /// `requests` over each of `connections`, and their answers.
 fn send(
     address: SocketAddr,
+    connector: Option<TlsConnector>,
     connections: usize,
     requests: usize,
     stream: &Bytes,
     encoding: &str,
 ) -> Result<(), Box<dyn std::error::Error>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let task = |stream: Bytes, encoding: String| async move {
-        let stream_of_bytes = TcpStream::connect(address).await.expect("it listens");
+    let task = |connector: Option<TlsConnector>, stream: Bytes, encoding: String| async move {
+        let plain = TcpStream::connect(address).await.expect("it listens");
         // As gRPC clients do: a small body must not wait for the acknowledgement of its head.
-        stream_of_bytes.set_nodelay(true).expect("the socket is open");
-        let io = TokioIo::new(stream_of_bytes);
-        let (sender, connection) =
-            http2::handshake(TokioExecutor::new(), io).await.expect("it speaks HTTP/2");
-        tokio::spawn(connection);
+        plain.set_nodelay(true).expect("the socket is open");
+        let sender = match connector {
+            None => shake(plain).await,
+            Some(connector) => {
+                let name = ServerName::try_from("localhost").expect("it is a name");
+                shake(connector.connect(name, plain).await.expect("it speaks TLS")).await
+            }
+        };
         let lanes: Vec<_> = (0..IN_FLIGHT)
             .map(|_| {
                 tokio::spawn(lane(sender.clone(), requests / IN_FLIGHT, stream.clone(), encoding.clone()))
@@ -150,13 +196,21 @@ fn send(
         }
     };
     runtime.block_on(async {
-        let all: Vec<_> =
-            (0..connections).map(|_| tokio::spawn(task(stream.clone(), encoding.to_owned()))).collect();
+        let all: Vec<_> = (0..connections)
+            .map(|_| tokio::spawn(task(connector.clone(), stream.clone(), encoding.to_owned())))
+            .collect();
         for connection in all {
             connection.await?;
         }
         Ok(())
     })
+}
+
+async fn shake(io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> http2::SendRequest<Full<Bytes>> {
+    let shaken = http2::handshake(TokioExecutor::new(), TokioIo::new(io)).await;
+    let (sender, connection) = shaken.expect("it speaks HTTP/2");
+    tokio::spawn(connection);
+    sender
 }
 
 async fn lane(mut sender: http2::SendRequest<Full<Bytes>>, requests: usize, stream: Bytes, encoding: String) {

@@ -12,7 +12,7 @@ mod server;
 mod service;
 
 pub use error::Error;
-pub use server::{RESPONSE_BYTES_MAX, client, serve};
+pub use server::{RESPONSE_BYTES_MAX, client, serve, serve_on};
 pub use service::{INCOMPLETE_KEY, Service, StatusSource};
 
 /// Generated from `proto/sluicebox/v1/trace_query.proto`: messages, server and client.

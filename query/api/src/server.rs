@@ -1,10 +1,14 @@
 //! The server on its listener: `TraceQuery`, health and reflection. Owns the connections until it is told to stop.
 
+use std::io;
 use std::time::Duration;
 
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
+use tokio_stream::Stream;
 use tonic::codec::CompressionEncoding;
-use tonic::transport::{Channel, Server, server::TcpIncoming};
+use tonic::transport::server::{Connected, TcpIncoming};
+use tonic::transport::{Channel, Server};
 
 use crate::error::Error;
 use crate::proto::DESCRIPTORS;
@@ -48,6 +52,21 @@ pub async fn serve(
     service: Service,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), Error> {
+    serve_on(TcpIncoming::from(listener).with_nodelay(Some(true)), service, shutdown).await
+}
+
+/// As [`serve`], on connections that somebody else accepts: with TLS, say.
+///
+/// # Errors
+/// [`Error`] when `connections` fail or the embedded descriptors are broken.
+pub async fn serve_on<C>(
+    connections: impl Stream<Item = io::Result<C>>,
+    service: Service,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), Error>
+where
+    C: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+{
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<TraceQueryServer<Service>>().await;
     let queries = TraceQueryServer::new(service)
@@ -73,7 +92,7 @@ pub async fn serve(
         .add_service(health_service)
         .add_service(reflection().build_v1().map_err(Error::Reflection)?)
         .add_service(reflection().build_v1alpha().map_err(Error::Reflection)?)
-        .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), async {
+        .serve_with_incoming_shutdown(connections, async {
             // Either the order to stop, or its giver is gone: both mean the same.
             let _either = stopped.await;
         });
