@@ -127,8 +127,8 @@ pub(crate) struct Http {
     pub(crate) tls: Option<TlsSection>,
 }
 
-/// What a listener identifies itself with; without this section its connections are plain. A handshake costs about as
-/// much as a thousand spans, and a span about a fifth more.
+/// What a listener identifies itself with; without this section its connections are plain. It costs about 0.15 CPU-ns a
+/// byte received, and a handshake a connection.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct TlsSection {

@@ -147,9 +147,6 @@ fn receiver_metrics(registry: &mut Registry, board: &StatusBoard) {
         connections.get_or_create(&label).set(open);
         accepted.get_or_create(&label).inc_by(numbers.connections_accepted);
         turned_away.get_or_create(&label).inc_by(numbers.connections_refused);
-        for (reason, count) in &numbers.connections_cut {
-            cut.get_or_create(&Refusal { protocol, reason: reason.as_str() }).inc_by(*count);
-        }
         for (reason, count) in &numbers.requests_refused {
             refused.get_or_create(&Refusal { protocol, reason: reason.as_str() }).inc_by(*count);
         }
