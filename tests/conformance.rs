@@ -127,6 +127,8 @@ async fn curl_is_answered_in_every_version_and_framing() {
             curl(&arguments, count, &url)
         };
         let old = "--http1.1";
+        // curl 7.88 cannot use a connection twice that began with prior knowledge, whoever serves; h2load does that.
+        let new = "--http2-prior-knowledge";
         let all = [
             ("one", post(old, &[], &small, 1), &["1.1 200 1"][..]),
             ("kept alive", post(old, &[], &small, 3), &["1.1 200 1", "1.1 200 0", "1.1 200 0"]),
@@ -137,14 +139,12 @@ async fn curl_is_answered_in_every_version_and_framing() {
             ),
             ("expecting", post(old, &["-H", "expect: 100-continue"], &large, 1), &["1.1 200 1"]),
             ("offering an upgrade", post("--http2", &[], &small, 1), &["1.1 200 1"]),
-            (
-                "prior knowledge",
-                post("--http2-prior-knowledge", &[], &small, 3),
-                &["2 200 1", "2 200 0", "2 200 0"],
-            ),
-            ("large", post("--http2-prior-knowledge", &[], &large, 2), &["2 200 1", "2 200 0"]),
-            ("HTTP/1.0", post("--http1.0", &[], &small, 1), &["1.1 200 1"]),
+            ("prior knowledge", post(new, &[], &small, 1), &["2 200 1"]),
+            ("large", post(new, &[], &large, 1), &["2 200 1"]),
         ];
+        // A server may answer HTTP/1.0 in HTTP/1.1; the drivers differ in it.
+        let (answers, said) = post("--http1.0", &[], &small, 1);
+        assert!(answers.len() == 1 && answers[0].ends_with(" 200 1"), "{driver}: HTTP/1.0: {said}");
         for (what, (answers, said), expected) in all {
             assert_eq!(answers, expected, "{driver}: {what}: {said}");
             let continued = said.matches("HTTP/1.1 100").count();
