@@ -53,8 +53,3 @@ pub(crate) fn export() -> Vec<u8> {
     ]
     .concat()
 }
-
-/// The header block of a request for nothing we have.
-pub(crate) fn elsewhere() -> Vec<u8> {
-    [vec![0x82, 0x86, 0x84], field(b":authority", b"a")].concat()
-}

@@ -3,6 +3,7 @@
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use flate2::Compression;
@@ -10,7 +11,7 @@ use flate2::write::GzEncoder;
 
 use crate::frames::{
     CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, PING, PREFACE, RST_STREAM, SETTINGS, WINDOW_UPDATE,
-    elsewhere, export, field, frame, kept_field,
+    export, field, frame, kept_field,
 };
 
 /// After a cut: an attacker that only connects anew would measure `accept`.
@@ -124,13 +125,17 @@ impl Offender {
         });
     }
 
+    /// It says at its end how much it holds.
     pub(crate) fn gzip_bomb(&self) {
-        let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
-        let zeros = [0; 1 << 20];
-        for _ in 0..BOMB_BYTES / zeros.len() {
-            encoder.write_all(&zeros).unwrap();
-        }
-        self.post("gzip", &encoder.finish().unwrap());
+        self.post("gzip", gzip_bytes());
+    }
+
+    /// It says that it holds nothing.
+    pub(crate) fn lying_gzip_bomb(&self) {
+        let mut lying = gzip_bytes().to_vec();
+        let size_at = lying.len() - 4;
+        lying[size_at..].fill(0);
+        self.post("gzip", &lying);
     }
 
     /// Blocks of one byte and how often it comes: a kilobyte unfolds to 32 MiB (RFC 8878, section 3.1.1.2).
@@ -166,16 +171,12 @@ impl Offender {
         });
     }
 
-    /// Answers to many requests, none of which is read.
+    /// Answers ten times as large as their requests, none of which is read. Over HTTP/1, where no window bounds them.
     pub(crate) fn never_reads(&self) {
-        let request = |stream| frame(HEADERS, END_HEADERS | END_STREAM, stream, &elsewhere());
+        let requests = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n".repeat(100);
         self.again(|stream| {
-            stream.write_all(PREFACE)?;
-            for number in 0..200_000 {
-                if !self.has_time() {
-                    break;
-                }
-                stream.write_all(&request(number * 2 + 1))?;
+            while self.has_time() {
+                stream.write_all(&requests)?;
             }
             Ok(())
         });
@@ -240,6 +241,19 @@ impl Offender {
             Self::rest(BREATH);
         }
     }
+}
+
+/// Made once: it takes longer than an attack.
+pub(crate) fn gzip_bytes() -> &'static [u8] {
+    static BOMB: LazyLock<Vec<u8>> = LazyLock::new(|| {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+        let zeros = [0; 1 << 20];
+        for _ in 0..BOMB_BYTES / zeros.len() {
+            encoder.write_all(&zeros).unwrap();
+        }
+        encoder.finish().unwrap()
+    });
+    &BOMB
 }
 
 /// Reads away what there is; whether the peer has ended the connection.

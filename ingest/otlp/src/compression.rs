@@ -1,4 +1,5 @@
-//! Undoing what senders compressed, within a limit that holds while it happens. Never trusts a declared size.
+//! Undoing what senders compressed, within a limit that holds while it happens. Never trusts a declared size, but for one
+//! that is beyond the limit: then nothing is undone at all.
 //!
 //! Each thread keeps one decompressor of each kind: about 12 KiB for gzip and, once a sender has used windows of that
 //! size, up to 8 MiB for zstd.
@@ -15,8 +16,13 @@ use crate::gunzip::{self, Failure};
 /// The window every zstd decoder must support, and all that ours does: 8 MiB (RFC 8878, section 3.1.1.1.2).
 const ZSTD_WINDOW_LOG_MAX: u32 = 23;
 
-/// Deflate cannot do better than this, and a zstd body that does may well cost a few more growth steps.
+/// Deflate cannot do better than this. zstd can, by a factor of thirty, but not with spans: each has an id that nothing
+/// foretells.
 const RATIO_MAX: usize = 1032;
+
+/// Below this a body may unfold as it likes: little can be all padding, and of several gzip members only the last declares
+/// its size where it is seen in time.
+const UNFOLDED_BYTES_FREE: usize = 4 << 20;
 
 /// Room that lets a decompressor see the end of its stream without being asked twice.
 const SLACK_BYTES: usize = 64;
@@ -44,9 +50,14 @@ struct Output {
 }
 
 impl Output {
-    fn new(declared_bytes: usize, input_bytes: usize, limit_bytes: usize) -> Self {
-        let likely = declared_bytes.min(limit_bytes).min(input_bytes.saturating_mul(RATIO_MAX));
-        Self { bytes: Vec::with_capacity(likely.saturating_add(SLACK_BYTES)), limit_bytes }
+    /// Refuses what declares more than the limit, if that is possible at all: a bomb costs no more than its bytes then.
+    fn new(declared_bytes: usize, input_bytes: usize, limit_bytes: usize) -> Result<Self, Error> {
+        let possible = input_bytes.saturating_mul(RATIO_MAX);
+        if declared_bytes > limit_bytes && declared_bytes <= possible {
+            return Err(Error::TooLarge { limit_bytes });
+        }
+        let likely = declared_bytes.min(limit_bytes).min(possible);
+        Ok(Self { bytes: Vec::with_capacity(likely.saturating_add(SLACK_BYTES)), limit_bytes })
     }
 
     fn check(&self) -> Result<(), Error> {
@@ -79,7 +90,20 @@ fn bad_gzip(what: &str) -> Error {
 fn gunzip(body: &[u8], limit_bytes: usize) -> Result<Bytes, Error> {
     // The last member ends with its size, modulo 2^32.
     let declared = body.last_chunk().map_or(0, |&size| u32::from_le_bytes(size)) as usize;
-    let mut output = Output::new(declared, body.len(), limit_bytes);
+    let possible = declared.saturating_add(UNFOLDED_BYTES_FREE);
+    let mut output = Output::new(declared, body.len(), limit_bytes)?;
+    output.limit_bytes = limit_bytes.min(possible);
+    match gunzip_members(body, &mut output) {
+        Ok(()) => Ok(output.bytes.into()),
+        Err(error) if error.is_too_large() && possible < limit_bytes => {
+            Err(bad_gzip("it unfolds to more than its end declares"))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn gunzip_members(body: &[u8], output: &mut Output) -> Result<(), Error> {
+    let limit_bytes = output.limit_bytes;
     let mut rest = body;
     loop {
         // One byte more than allowed tells that there is too much.
@@ -89,7 +113,7 @@ fn gunzip(body: &[u8], limit_bytes: usize) -> Result<Bytes, Error> {
                 output.check()?;
                 rest = &rest[taken..];
                 if rest.is_empty() {
-                    return Ok(output.bytes.into());
+                    return Ok(());
                 }
             }
             Err(Failure::NoRoom) if output.spare() >= room => return Err(Error::TooLarge { limit_bytes }),
@@ -126,13 +150,17 @@ fn unzstd(body: &[u8], limit_bytes: usize) -> Result<Bytes, Error> {
 fn unzstd_with(decoder: &mut Decoder<'_>, body: &[u8], limit_bytes: usize) -> Result<Bytes, Error> {
     let declared = zstd::zstd_safe::get_frame_content_size(body).ok().flatten();
     let declared = declared.map_or(0, |size| usize::try_from(size).unwrap_or(usize::MAX));
-    let mut output = Output::new(declared, body.len(), limit_bytes);
+    let possible = body.len().saturating_mul(RATIO_MAX).max(UNFOLDED_BYTES_FREE);
+    let mut output = Output::new(declared, body.len(), limit_bytes.min(possible))?;
     let mut input = InBuffer::around(body);
     loop {
         let written = output.bytes.len();
         let missing = decoder
             .run(&mut input, &mut OutBuffer::around_pos(&mut output.bytes, written))
             .map_err(bad_zstd)?;
+        if possible < limit_bytes && output.check().is_err() {
+            return Err(bad_zstd(format_args!("it unfolds to more than {RATIO_MAX} times its size")));
+        }
         output.check()?;
         if input.pos() == body.len() && missing == 0 && !body.is_empty() {
             return Ok(output.bytes.into());
@@ -218,15 +246,42 @@ mod tests {
         let end = lying.len();
         lying[end - 4..].copy_from_slice(&u32::MAX.to_le_bytes());
         assert!(matches!(open(Encoding::Gzip, &lying, 1 << 20), Err(Error::BadCompression { .. })));
-        let output = Output::new(usize::MAX, lying.len(), 1 << 30);
+        let output = Output::new(usize::MAX, lying.len(), 1 << 30).unwrap();
         assert!(output.bytes.capacity() <= lying.len() * RATIO_MAX + SLACK_BYTES);
-        let output = Output::new(usize::MAX, usize::MAX, 1 << 20);
+        let output = Output::new(1 << 20, usize::MAX, 1 << 20).unwrap();
         assert!(output.bytes.capacity() <= (1 << 20) + SLACK_BYTES);
+        assert!(Output::new((1 << 20) + 1, 1 << 20, 1 << 20).is_err(), "nothing is undone for that");
+    }
+
+    #[test]
+    fn gzip_may_not_unfold_far_beyond_its_word() {
+        let mut lying = gzip(&vec![0; UNFOLDED_BYTES_FREE + 1_000]);
+        let end = lying.len();
+        lying[end - 4..].copy_from_slice(&1_u32.to_le_bytes());
+        let error = open(Encoding::Gzip, &lying, 64 << 20).unwrap_err();
+        assert!(error.to_string().contains("more than its end declares"), "{error}");
+        let several = [gzip(&vec![0; UNFOLDED_BYTES_FREE]), gzip(b"x")].concat();
+        assert_eq!(open(Encoding::Gzip, &several, 64 << 20).unwrap().len(), UNFOLDED_BYTES_FREE + 1);
+    }
+
+    #[test]
+    fn zstd_may_not_unfold_without_measure() {
+        let bomb = zstd_with_window(&vec![0; 64 << 20], 20, false);
+        assert!(bomb.len() * RATIO_MAX < 32 << 20, "{}", bomb.len());
+        assert!(matches!(open(Encoding::Zstd, &bomb, 256 << 20), Err(Error::BadCompression { .. })));
+        let little = vec![0; UNFOLDED_BYTES_FREE];
+        assert_eq!(open(Encoding::Zstd, &zstd_with_window(&little, 20, false), 256 << 20).unwrap(), little);
     }
 
     #[test]
     fn windows_beyond_eight_mebibytes_are_refused() {
-        let bytes = text(20 << 20);
+        let mut bytes = text(20 << 20);
+        // What is all repetition is refused for that.
+        let mut noise = 1_u32;
+        for byte in bytes.iter_mut().step_by(100) {
+            noise = noise.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            *byte = noise.to_be_bytes()[0];
+        }
         assert!(open(Encoding::Zstd, &zstd_with_window(&bytes, 23, false), 32 << 20).is_ok());
         let refused = open(Encoding::Zstd, &zstd_with_window(&bytes, 24, false), 32 << 20);
         assert!(matches!(refused, Err(Error::BadCompression { .. })));

@@ -15,6 +15,9 @@ mod calls;
 mod clock;
 pub mod config;
 mod connection;
+#[cfg(feature = "internals")]
+#[doc(hidden)]
+pub mod conversation;
 mod desk;
 pub mod driver;
 pub mod epoll;
