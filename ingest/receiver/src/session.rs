@@ -30,6 +30,10 @@ const LINGER_ON_STOP: Duration = Duration::from_millis(500);
 /// How long after the first GOAWAY the second one names the last stream, if the peer does not answer the first.
 const SECOND_GOAWAY: Duration = Duration::from_secs(2);
 
+/// Answers to pipelined requests that may wait for the socket; HTTP/2 has a limit of its own. Ten such requests fit where one
+/// answer does, so a peer that does not read would else fill memory with what it never takes.
+const OUT_BYTES_MAX: usize = 1 << 20;
+
 /// No stream has this number; credit for it reaches the connection's window alone.
 const NO_STREAM: StreamId = StreamId(0);
 
@@ -118,7 +122,14 @@ impl Session {
         self.read(bytes, now, desk, out);
     }
 
-    fn read(&mut self, bytes: &[u8], now: Monotonic, desk: &mut Desk, out: &mut Vec<u8>) {
+    /// Once for `bytes`, and once more for each request that was kept until the one before it was answered.
+    fn read(&mut self, mut bytes: &[u8], now: Monotonic, desk: &mut Desk, out: &mut Vec<u8>) {
+        while self.read_once(bytes, now, desk, out) {
+            bytes = &[];
+        }
+    }
+
+    fn read_once(&mut self, bytes: &[u8], now: Monotonic, desk: &mut Desk, out: &mut Vec<u8>) -> bool {
         let result = match &mut self.wire {
             Wire::Unknown(_) => Ok(()),
             Wire::Http1(http1) => {
@@ -130,17 +141,23 @@ impl Session {
                 http2.receive(bytes, now, &mut sink, out).map_err(CutReason::from)
             }
         };
-        match result {
-            Ok(()) => self.settle(now, desk, out),
-            Err(reason) => {
-                desk.due.clear();
-                self.cut(reason, now, desk);
-            }
+        if let Err(reason) = result {
+            desk.due.clear();
+            self.cut(reason, now, desk);
+            return false;
+        }
+        self.settle_once(now, desk, out)
+    }
+
+    /// Settles, and goes on with what was kept until then.
+    fn settle(&mut self, now: Monotonic, desk: &mut Desk, out: &mut Vec<u8>) {
+        if self.settle_once(now, desk, out) {
+            self.read(&[], now, desk, out);
         }
     }
 
-    /// Writes the answers that are known, gives back what was consumed, and goes on with what was kept until then.
-    fn settle(&mut self, now: Monotonic, desk: &mut Desk, out: &mut Vec<u8>) {
+    /// Writes the answers that are known and gives back what was consumed. Whether something was kept that can be read now.
+    fn settle_once(&mut self, now: Monotonic, desk: &mut Desk, out: &mut Vec<u8>) -> bool {
         let mut answered = false;
         let mut due = std::mem::take(&mut desk.due);
         for (back, answer) in due.drain(..) {
@@ -170,12 +187,15 @@ impl Session {
                 let more = answered && http1.wants_bytes() && http1.has_kept();
                 if http1.is_over() {
                     self.phase = Phase::Over(now.plus(LINGER));
+                } else if out.len() > OUT_BYTES_MAX {
+                    self.cut(CutReason::OutputNotRead, now, desk);
                 } else if more {
-                    return self.read(&[], now, desk, out);
+                    return true;
                 }
                 self.count_kept(now, desk);
             }
         }
+        false
     }
 
     /// What a pipelining peer makes us keep is memory like any other.

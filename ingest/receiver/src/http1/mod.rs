@@ -37,6 +37,8 @@ pub(crate) enum Cut {
 pub(crate) struct Http1 {
     /// Bytes that were received and not understood yet: half a line, or the next request while one awaits its answer.
     carry: Vec<u8>,
+    /// How many of them have been understood since.
+    carry_read: usize,
     state: State,
     /// Which request, so that an answer never meets another one.
     stream: StreamId,
@@ -78,6 +80,7 @@ impl Http1 {
     pub(crate) fn new() -> Self {
         Self {
             carry: Vec::new(),
+            carry_read: 0,
             state: State::Head,
             stream: StreamId(0),
             keeps: true,
@@ -103,6 +106,7 @@ impl Http1 {
         if let Err(cut) = result {
             self.state = State::End;
             self.carry = Vec::new();
+            self.carry_read = 0;
             let status = match cut {
                 Cut::Malformed => "400 Bad Request",
                 Cut::HeadTooLarge => "431 Request Header Fields Too Large",
@@ -122,10 +126,17 @@ impl Http1 {
         }
         self.carry.extend_from_slice(bytes);
         let mut carry = mem::take(&mut self.carry);
-        let used = self.feed(&carry, sink)?;
-        carry.drain(..used);
-        // Heads are short and connections many: what was needed for a burst is not kept.
-        self.carry = if carry.is_empty() { Vec::new() } else { carry };
+        self.carry_read += self.feed(&carry[self.carry_read..], sink)?;
+        if self.carry_read == carry.len() {
+            // Heads are short and connections many: what was needed for a burst is not kept.
+            carry = Vec::new();
+            self.carry_read = 0;
+        } else if self.carry_read > carry.len() / 2 {
+            // Not for each request: thousands may have come at once.
+            carry.drain(..self.carry_read);
+            self.carry_read = 0;
+        }
+        self.carry = carry;
         Ok(())
     }
 

@@ -612,6 +612,23 @@ fn who_does_not_read_is_cut() {
 }
 
 #[test]
+fn thousands_of_pipelined_requests_are_answered_or_cut_and_not_stacked() {
+    let requests = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n".repeat(2_000);
+    let mut talk = Talk::new();
+    talk.hear(&requests);
+    assert_eq!(talk.said().matches("HTTP/1.1 404").count(), 2_000);
+    for _ in 0..10 {
+        if talk.session.wish() == Wish::Go {
+            talk.hear(&requests);
+        }
+    }
+    assert_eq!(talk.session.wish(), Wish::Finish);
+    assert!(talk.out.len() < 2 * MIB, "{} bytes that nobody reads", talk.out.len());
+    let cut = talk.metrics().connections_cut;
+    assert!(cut.contains(&(CutReason::OutputNotRead, 1)), "{cut:?}");
+}
+
+#[test]
 fn nothing_is_read_ahead_of_an_answer_without_being_counted() {
     let mut talk =
         Talk::with(&ReceiverConfig { inflight_bytes_max: 2 * MIB, request_bytes_max: MIB, ..slow() });
