@@ -9,7 +9,7 @@ use crate::config::ReceiverConfig;
 use crate::error::Error;
 use crate::intake::{Driver, Intake};
 use crate::metrics::ReceiverMetrics;
-use crate::{epoll, portable};
+use crate::{epoll, portable, uring};
 
 /// Which driver to use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -79,11 +79,14 @@ impl fmt::Debug for Started {
 /// [`Error::Driver`] when the one asked for cannot run here.
 pub fn choose(wanted: DriverChoice) -> Result<(DriverChoice, String), Error> {
     match wanted {
-        DriverChoice::Auto => Ok((DriverChoice::Epoll, "io_uring is not built into this version".to_owned())),
-        DriverChoice::IoUring => Err(Error::Driver {
-            wanted,
-            problem: "it is not built into this version; auto, epoll and portable are".to_owned(),
+        DriverChoice::Auto => Ok(match uring::probe() {
+            Ok(()) => (DriverChoice::IoUring, "this host offers all that io_uring needs".to_owned()),
+            Err(reason) => (DriverChoice::Epoll, format!("io_uring cannot be used: {reason}")),
         }),
+        DriverChoice::IoUring => match uring::probe() {
+            Ok(()) => Ok((wanted, "the configuration asks for it".to_owned())),
+            Err(problem) => Err(Error::Driver { wanted, problem }),
+        },
         DriverChoice::Epoll | DriverChoice::Portable => {
             Ok((wanted, "the configuration asks for it".to_owned()))
         }
@@ -102,8 +105,9 @@ pub fn start(
 ) -> Result<Started, Error> {
     let (chosen, because) = choose(config.driver)?;
     let driver: Box<dyn Driver> = match chosen {
+        DriverChoice::IoUring => Box::new(uring::start(config, intake, metrics)?),
         DriverChoice::Portable => Box::new(portable::start(config, intake, metrics)?),
-        _ => Box::new(epoll::start(config, intake, metrics)?),
+        DriverChoice::Auto | DriverChoice::Epoll => Box::new(epoll::start(config, intake, metrics)?),
     };
     Ok(Started { driver, because })
 }

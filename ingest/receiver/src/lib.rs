@@ -42,6 +42,7 @@ mod shared;
 mod slab;
 mod threads;
 pub mod tls;
+pub mod uring;
 
 pub use answer::Reason;
 pub use config::ReceiverConfig;

@@ -161,6 +161,8 @@ pub struct ReceiverMetrics {
     meters: [Meters; Protocol::ALL.len()],
     /// A gauge, and the memory budget's own count.
     pub(crate) inflight_bytes: AtomicUsize,
+    receive_buffer_bytes: AtomicUsize,
+    receive_buffers_short: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -193,6 +195,10 @@ pub struct ReceiverSnapshot {
     pub jaeger_http: ProtocolSnapshot,
     /// Gauge: what requests in flight hold of `inflight_bytes_max`.
     pub inflight_bytes: u64,
+    /// Gauge: what the threads of the io_uring driver receive into. Fixed while they run.
+    pub receive_buffer_bytes: u64,
+    /// How often a connection had to be asked again since no receive buffer was free.
+    pub receive_buffers_short: u64,
 }
 
 /// The counters of one protocol.
@@ -228,10 +234,22 @@ impl ReceiverMetrics {
         &self.meters[protocol as usize]
     }
 
+    pub(crate) fn add_receive_buffers(&self, bytes: usize) {
+        self.receive_buffer_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn remove_receive_buffers(&self, bytes: usize) {
+        self.receive_buffer_bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn receive_buffers_short(&self) {
+        add(&self.receive_buffers_short, 1);
+    }
+
     /// Every counter now. Not one consistent moment, but each number is exact.
     #[must_use]
     pub fn snapshot(&self) -> ReceiverSnapshot {
-        let Self { meters: _, inflight_bytes } = self;
+        let Self { meters: _, inflight_bytes, receive_buffer_bytes, receive_buffers_short } = self;
         let of = |protocol| self.of(protocol).snapshot();
         ReceiverSnapshot {
             grpc: of(Protocol::Grpc),
@@ -240,6 +258,8 @@ impl ReceiverMetrics {
             jaeger_grpc: of(Protocol::JaegerGrpc),
             jaeger_http: of(Protocol::JaegerHttp),
             inflight_bytes: inflight_bytes.load(Ordering::Relaxed) as u64,
+            receive_buffer_bytes: receive_buffer_bytes.load(Ordering::Relaxed) as u64,
+            receive_buffers_short: receive_buffers_short.load(Ordering::Relaxed),
         }
     }
 }

@@ -63,6 +63,13 @@ impl<T> Slab<T> {
         place.value.as_mut().filter(|_| place.generation == key.generation)
     }
 
+    /// The value in the place of this number, for whoever knows that it has not been used again since.
+    pub(crate) fn at(&mut self, index: u32) -> Option<(Key, &mut T)> {
+        let place = self.places.get_mut(index as usize)?;
+        let key = Key { index, generation: place.generation };
+        place.value.as_mut().map(|value| (key, value))
+    }
+
     pub(crate) fn remove(&mut self, key: Key) -> Option<T> {
         let place = self.places.get_mut(key.index as usize)?;
         if place.generation != key.generation {
@@ -102,6 +109,8 @@ mod tests {
         assert_eq!(slab.get_mut(old), None);
         assert_eq!(slab.remove(old), None);
         assert_eq!(slab.get_mut(Key::from_bits(new.to_bits())), Some(&mut "new"));
+        assert_eq!(slab.at(new.index()), Some((new, &mut "new")));
+        assert_eq!(slab.at(new.index() + 1), None);
         assert_eq!(slab.keys().collect::<Vec<_>>(), [new]);
     }
 }

@@ -2,7 +2,9 @@
 
 use ingest_receiver::DriverChoice;
 
-const DRIVER: DriverChoice = DriverChoice::Epoll;
+const fn driver() -> DriverChoice {
+    DriverChoice::Epoll
+}
 
 #[path = "answers.rs"]
 mod answers;
@@ -12,6 +14,8 @@ pub(crate) mod dialects;
 mod lifecycle;
 #[path = "limits.rs"]
 mod limits;
+#[path = "pressure.rs"]
+mod pressure;
 #[path = "support.rs"]
 pub(crate) mod support;
 #[path = "tls.rs"]

@@ -5,3 +5,4 @@
 mod differential;
 mod epoll;
 mod portable;
+mod uring;

@@ -2,7 +2,9 @@
 
 use ingest_receiver::DriverChoice;
 
-const DRIVER: DriverChoice = DriverChoice::Portable;
+const fn driver() -> DriverChoice {
+    DriverChoice::Portable
+}
 
 #[path = "answers.rs"]
 mod answers;

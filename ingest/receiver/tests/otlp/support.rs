@@ -139,7 +139,7 @@ pub(crate) fn config() -> ReceiverConfig {
         jaeger_grpc: any,
         jaeger_http: any,
         cores: 1,
-        driver: super::DRIVER,
+        driver: super::driver(),
         ..ReceiverConfig::default()
     }
 }

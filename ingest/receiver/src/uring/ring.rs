@@ -1,0 +1,357 @@
+//! One thread's ring: operations go in, events come out, a call of the kernel at a time for many of both. It owns whatever
+//! an operation under way may touch. Knows neither sessions nor clocks.
+#![expect(unsafe_code, reason = "the kernel reads and writes memory that operations under way name")]
+
+use std::collections::VecDeque;
+use std::io;
+use std::mem;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::time::Duration;
+
+use io_uring::types::{CancelBuilder, Fd, Fixed, SubmitArgs, Timespec};
+use io_uring::{IoUring, cqueue, opcode, squeue};
+use rustix::event::PollFlags;
+use rustix::io::Errno;
+
+use super::buffers::{Buffers, Filled, GROUP, Plan};
+use super::token::{Operation, Token};
+
+/// Operations that one call takes to the kernel; more cost another call.
+const SUBMISSIONS: u32 = 512;
+
+/// Completions that wait for us without detours. One call brings a few dozen connections' news, each up to 32 buffers.
+const COMPLETIONS: u32 = 4_096;
+
+/// `MSG_NOSIGNAL | MSG_WAITALL`: no signal when the peer is gone, and one completion when everything is sent.
+const SEND_FLAGS: i32 = 0x4000 | 0x100;
+
+/// `SHUT_WR`.
+const SHUT_WRITE: i32 = 1;
+
+/// How long to wait for more when there is something. Only sends that do not end at once make it pass.
+const GATHER: Duration = Duration::from_micros(100);
+
+/// How long a ring that is dropped waits for its operations to end. They end at once.
+const LAST_WAIT: Duration = Duration::from_millis(10);
+const LAST_WAITS_MAX: usize = 100;
+
+/// A place in the ring's own table of open files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct File(u32);
+
+/// What happened. `ends` says that no more comes of the operation.
+#[derive(Debug)]
+pub(super) enum Event {
+    /// A door let somebody in, or could not.
+    Accepted { door: u32, result: Result<File, Errno>, ends: bool },
+    /// Somebody woke the inbox.
+    Woken { ends: bool },
+    /// A peer said something, or nothing more.
+    Received { peer: u32, result: Result<Option<Filled>, Errno>, ends: bool },
+    /// All was sent, or it cannot be. The buffer comes back as it went.
+    Sent { peer: u32, result: Result<(), Errno>, buffer: Vec<u8> },
+}
+
+/// A ring.
+///
+/// Invariant: what an operation under way may touch lives in `buffers` and `sends`, and is neither moved, changed nor freed
+/// before the operation's last completion was taken from the ring. `under_way` counts the operations of which that is
+/// still to come; no others touch memory of ours.
+pub(super) struct Ring {
+    ring: IoUring,
+    buffers: mem::ManuallyDrop<Buffers>,
+    /// Buffers being sent, by connection; empty where none is.
+    sends: mem::ManuallyDrop<Vec<Vec<u8>>>,
+    under_way: usize,
+    /// Sends that were queued since the last wait. Most end at once and are no news.
+    fresh_sends: usize,
+    /// What found no place among the submissions.
+    waiting: VecDeque<squeue::Entry>,
+    /// Completions taken and not yet looked at.
+    taken: VecDeque<cqueue::Entry>,
+    gathers: bool,
+}
+
+impl Ring {
+    /// With room for `files` connections.
+    pub(super) fn new(files: u32, plan: Plan) -> io::Result<Self> {
+        let ring = build()?;
+        ring.submitter().register_files_sparse(files)?;
+        let buffers = mem::ManuallyDrop::new(Buffers::new(plan)?);
+        let gathers = ring.params().is_feature_min_timeout();
+        let ring = Self {
+            ring,
+            buffers,
+            sends: mem::ManuallyDrop::default(),
+            under_way: 0,
+            fresh_sends: 0,
+            waiting: VecDeque::new(),
+            taken: VecDeque::new(),
+            gathers,
+        };
+        // SAFETY: dropping the ring drops the buffers, once nothing is under way, or never (invariant on `Ring`).
+        unsafe { ring.buffers.register(&ring.ring.submitter()) }?;
+        Ok(ring)
+    }
+
+    /// Whether the kernel knows all of `operations`.
+    pub(super) fn offers(&self, operations: &[u8]) -> io::Result<bool> {
+        let mut probe = io_uring::Probe::new();
+        self.ring.submitter().register_probe(&mut probe)?;
+        let params = self.ring.params();
+        let has_features = params.is_feature_nodrop()
+            && params.is_feature_ext_arg()
+            && params.is_feature_skip_cqe_on_success();
+        Ok(has_features && operations.iter().all(|&code| probe.is_supported(code)))
+    }
+
+    /// Fixed memory: what is received into.
+    pub(super) fn buffer_bytes(&self) -> usize {
+        self.buffers.bytes_total()
+    }
+
+    /// Takes connections in from now on.
+    pub(super) fn accept(&mut self, door: u32, listener: BorrowedFd<'_>) {
+        let accept = opcode::AcceptMulti::new(Fd(listener.as_raw_fd())).allocate_file_index(true).build();
+        self.begin(Operation::Accept, door, accept);
+        // A number of a file is only good as long as the file is open, so it does not wait.
+        self.submit();
+    }
+
+    /// Tells of wakes from now on.
+    pub(super) fn watch(&mut self, wake: &impl AsFd) {
+        let flags = u32::from(PollFlags::IN.bits());
+        let poll = opcode::PollAdd::new(Fd(wake.as_fd().as_raw_fd()), flags).multi(true).build();
+        self.begin(Operation::Wake, 0, poll);
+        self.submit();
+    }
+
+    /// Brings what `peer` says from now on.
+    pub(super) fn receive(&mut self, peer: u32, file: File) {
+        let receive = opcode::RecvMulti::new(Fixed(file.0), GROUP).build();
+        self.begin(Operation::Receive, peer, receive);
+    }
+
+    /// Sends all of `buffer`. One at a time for each peer.
+    pub(super) fn send(&mut self, peer: u32, file: File, buffer: Vec<u8>) {
+        let index = peer as usize;
+        if self.sends.len() <= index {
+            self.sends.resize_with(index + 1, Vec::new);
+        }
+        let kept = &mut self.sends[index];
+        assert!(kept.is_empty(), "a connection sends one buffer at a time");
+        *kept = buffer;
+        let length = u32::try_from(kept.len()).unwrap_or(u32::MAX);
+        let send = opcode::Send::new(Fixed(file.0), kept.as_ptr(), length).flags(SEND_FLAGS).build();
+        self.fresh_sends += 1;
+        self.begin(Operation::Send, peer, send);
+    }
+
+    /// Asks an operation to end. Its last event comes all the same.
+    pub(super) fn cancel(&mut self, operation: Operation, number: u32) {
+        let token = Token { operation, number };
+        self.control(opcode::AsyncCancel::new(token.to_bits()).build());
+    }
+
+    /// Says to the peer that nothing follows.
+    pub(super) fn shut(&mut self, file: File) {
+        self.control(opcode::Shutdown::new(Fixed(file.0), SHUT_WRITE).build());
+    }
+
+    /// Closes a connection of which no operation is under way.
+    pub(super) fn close(&mut self, file: File) {
+        self.control(opcode::Close::new(Fixed(file.0)).build());
+    }
+
+    pub(super) fn bytes(&self, filled: &Filled) -> &[u8] {
+        self.buffers.bytes(filled)
+    }
+
+    pub(super) fn give_back(&mut self, filled: Filled) {
+        self.buffers.give_back(filled);
+    }
+
+    fn begin(&mut self, operation: Operation, number: u32, entry: squeue::Entry) {
+        self.under_way += 1;
+        self.queue(entry.user_data(Token { operation, number }.to_bits()));
+    }
+
+    fn control(&mut self, entry: squeue::Entry) {
+        let token = Token { operation: Operation::Control, number: 0 };
+        self.queue(entry.user_data(token.to_bits()).flags(squeue::Flags::SKIP_SUCCESS));
+    }
+
+    fn queue(&mut self, entry: squeue::Entry) {
+        self.waiting.push_back(entry);
+        self.move_up();
+        if !self.waiting.is_empty() {
+            self.submit();
+        }
+    }
+
+    /// Moves what waits to the submissions, as far as there is room.
+    fn move_up(&mut self) {
+        let mut submissions = self.ring.submission();
+        while let Some(entry) = self.waiting.front() {
+            // SAFETY: the entry names memory in `buffers` and `sends` at most, which outlives it (invariant on `Ring`).
+            if unsafe { submissions.push(entry) }.is_err() {
+                return;
+            }
+            self.waiting.pop_front();
+        }
+    }
+
+    fn submit(&mut self) {
+        self.move_up();
+        check(self.ring.submit());
+        self.move_up();
+    }
+
+    /// Submits everything and waits until something happens, for no longer than `rest`.
+    pub(super) fn wait(&mut self, rest: Option<Duration>) {
+        while !self.waiting.is_empty() && self.taken.is_empty() {
+            self.submit();
+            self.take();
+        }
+        if !self.taken.is_empty() {
+            return;
+        }
+        let timeout = rest.map(|rest| Timespec::new().sec(rest.as_secs()).nsec(rest.subsec_nanos()));
+        let mut args = SubmitArgs::new();
+        if let Some(timeout) = &timeout {
+            args = args.timespec(timeout);
+        }
+        let mut wanted = 1;
+        if self.gathers && rest != Some(Duration::ZERO) {
+            // A send that ends at once must not end the wait too: that would be two waits for each round of answers.
+            wanted += mem::take(&mut self.fresh_sends);
+            args = args.min_wait_usec(GATHER.subsec_micros());
+        }
+        check(self.ring.submitter().submit_with_args(wanted, &args));
+        self.take();
+    }
+
+    fn take(&mut self) {
+        self.taken.extend(self.ring.completion());
+    }
+
+    /// What happened next, if anything.
+    pub(super) fn event(&mut self) -> Option<Event> {
+        loop {
+            let completion = self.taken.pop_front()?;
+            if let Some(event) = self.understand(&completion) {
+                return Some(event);
+            }
+        }
+    }
+
+    fn understand(&mut self, completion: &cqueue::Entry) -> Option<Event> {
+        let Token { operation, number } = Token::from_bits(completion.user_data())?;
+        let ends = !cqueue::more(completion.flags());
+        let result = match completion.result() {
+            error @ ..0 => Err(Errno::from_raw_os_error(error.saturating_neg())),
+            value => Ok(value.unsigned_abs()),
+        };
+        if operation != Operation::Control && ends {
+            self.under_way -= 1;
+        }
+        match operation {
+            Operation::Control => None,
+            Operation::Wake => Some(Event::Woken { ends }),
+            Operation::Accept => Some(Event::Accepted { door: number, result: result.map(File), ends }),
+            Operation::Receive => {
+                let filled = cqueue::buffer_select(completion.flags()).map(|id| {
+                    // SAFETY: the completion of a receive named it, and a completion is understood once.
+                    unsafe { self.buffers.taken(id, result.unwrap_or(0) as usize) }
+                });
+                let result = match result {
+                    // An end has no bytes, but in some kernels a buffer.
+                    Ok(0) | Err(_) => {
+                        filled.into_iter().for_each(|filled| self.give_back(filled));
+                        result.map(|_| None)
+                    }
+                    Ok(_) => Ok(filled),
+                };
+                Some(Event::Received { peer: number, result, ends })
+            }
+            Operation::Send => {
+                let buffer = mem::take(&mut self.sends[number as usize]);
+                let is_whole = |sent| if sent as usize == buffer.len() { Ok(()) } else { Err(Errno::PIPE) };
+                Some(Event::Sent { peer: number, result: result.and_then(is_whole), buffer })
+            }
+        }
+    }
+
+    /// Ends every operation and closes every connection; whether nothing is left.
+    fn finish(&mut self) -> bool {
+        self.control(opcode::AsyncCancel2::new(CancelBuilder::any().all()).build());
+        for _ in 0..LAST_WAITS_MAX {
+            while let Some(event) = self.event() {
+                drop(event);
+            }
+            if self.under_way == 0 {
+                break;
+            }
+            self.wait(Some(LAST_WAIT));
+        }
+        // The last ones to leave their files are the operations; what is still in the table has no other owner.
+        let _never_had_any = self.ring.submitter().unregister_files();
+        self.under_way == 0
+    }
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        if !self.finish() {
+            // Memory is lost rather than written to by an operation that nobody waits for.
+            tracing::error!(
+                operations = self.under_way,
+                "a ring keeps its memory for operations that do not end"
+            );
+            return;
+        }
+        // SAFETY: nothing is under way that could touch them (invariant on `Ring`), and this is the only drop.
+        unsafe { mem::ManuallyDrop::drop(&mut self.buffers) };
+        // SAFETY: as above.
+        unsafe { mem::ManuallyDrop::drop(&mut self.sends) };
+    }
+}
+
+/// The newest way of running a ring that the kernel knows.
+fn build() -> io::Result<IoUring> {
+    let build = |set: fn(&mut io_uring::Builder)| {
+        let mut builder = IoUring::builder();
+        builder.setup_cqsize(COMPLETIONS).setup_clamp().setup_submit_all().dontfork();
+        set(&mut builder);
+        builder.build(SUBMISSIONS)
+    };
+    // The thread that waits does the kernel's work on completions, when it waits; since 6.1. Without the array that maps
+    // submissions since 6.6.
+    let ways: [fn(&mut io_uring::Builder); 3] = [
+        |ring| {
+            ring.setup_single_issuer().setup_defer_taskrun().setup_no_sqarray();
+        },
+        |ring| {
+            ring.setup_single_issuer().setup_defer_taskrun();
+        },
+        |ring| {
+            ring.setup_coop_taskrun();
+        },
+    ];
+    let mut last = io::Error::from(io::ErrorKind::Unsupported);
+    for way in ways {
+        match build(way) {
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => last = error,
+            result => return result,
+        }
+    }
+    Err(last)
+}
+
+/// Calls end early for reasons that the next call mends. Others mean that what was said to the kernel made no sense.
+fn check(result: io::Result<usize>) {
+    let Err(error) = result else { return };
+    let may_pass = [Errno::TIME, Errno::INTR, Errno::BUSY, Errno::AGAIN, Errno::NOMEM];
+    let passes = Errno::from_io_error(&error).is_some_and(|errno| may_pass.contains(&errno));
+    assert!(passes, "the kernel takes what a ring submits: {error}");
+}
