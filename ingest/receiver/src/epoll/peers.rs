@@ -148,7 +148,8 @@ impl Peers {
         keys.extend(self.peers.keys());
         for key in keys.drain(..) {
             let Some(peer) = self.peers.get_mut(key) else { continue };
-            let has_unsent = peer.sent < peer.out.len();
+            // What was said in this turn has not been tried yet; what found no room has.
+            let has_unsent = !peer.is_writable && peer.sent < peer.out.len();
             peer.on_connection(desk, |connection, desk, out| {
                 if is_stopping {
                     connection.stop(now, desk, out);

@@ -41,7 +41,9 @@ struct Peer {
     out: Vec<u8>,
     is_sending: bool,
     receiving: Receiving,
+    /// It was told that nothing follows, or is being told.
     is_shut: bool,
+    is_shutting: bool,
     /// The send was asked to end.
     is_closing: bool,
     is_listed: bool,
@@ -71,6 +73,7 @@ impl Peers {
             is_sending: false,
             receiving: Receiving::Not,
             is_shut: false,
+            is_shutting: false,
             is_closing: false,
             is_listed: false,
             _slot: slot,
@@ -136,6 +139,13 @@ impl Peers {
         }
     }
 
+    /// A peer was told that nothing follows.
+    pub(super) fn shut(&mut self, index: u32) {
+        let Some((key, peer)) = self.peers.at(index) else { return };
+        peer.is_shutting = false;
+        self.touch(key);
+    }
+
     /// Gives an answer to the connection it belongs to, if that is still there.
     pub(super) fn answer(&mut self, back: Return, answer: Answer, now: Monotonic, desk: &mut Desk) {
         let Some(peer) = self.peers.get_mut(back.connection) else { return };
@@ -148,7 +158,8 @@ impl Peers {
     pub(super) fn round(&mut self, is_stopping: bool, now: Monotonic, desk: &mut Desk) {
         for key in self.peers.keys().collect::<Vec<_>>() {
             let Some(peer) = self.peers.get_mut(key) else { continue };
-            let has_unsent = peer.is_sending || !peer.out.is_empty();
+            // What was said in this turn has not been tried yet; what is being sent has, and found no room.
+            let has_unsent = peer.is_sending;
             peer.on_session(desk, |session, desk, out| {
                 if is_stopping {
                     session.stop(now, desk, out);
@@ -181,7 +192,8 @@ impl Peers {
                 self.spare.push(mem::take(&mut peer.out));
             }
             if wish == Wish::Finish && !peer.is_sending && !mem::replace(&mut peer.is_shut, true) {
-                ring.shut(peer.file);
+                peer.is_shutting = true;
+                ring.shut(key.index(), peer.file);
             }
             if wish != Wish::Pause && peer.receiving == Receiving::Not {
                 ring.receive(key.index(), peer.file);
@@ -227,7 +239,7 @@ impl Peer {
         if self.is_sending && !mem::replace(&mut self.is_closing, true) {
             ring.cancel(Operation::Send, index);
         }
-        self.receiving != Receiving::Ending && !self.is_sending
+        self.receiving != Receiving::Ending && !self.is_sending && !self.is_shutting
     }
 
     /// Calls into the session. A mistake in it that a sender finds must cost one connection, not the core: nothing it

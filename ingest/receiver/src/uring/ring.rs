@@ -50,6 +50,8 @@ pub(super) enum Event {
     Received { peer: u32, result: Result<Option<Filled>, Errno>, ends: bool },
     /// All was sent, or it cannot be. The buffer comes back as it went.
     Sent { peer: u32, result: Result<(), Errno>, buffer: Vec<u8> },
+    /// A peer was told that nothing follows, or is gone.
+    Shut { peer: u32 },
 }
 
 /// A ring.
@@ -153,9 +155,9 @@ impl Ring {
         self.control(opcode::AsyncCancel::new(token.to_bits()).build());
     }
 
-    /// Says to the peer that nothing follows.
-    pub(super) fn shut(&mut self, file: File) {
-        self.control(opcode::Shutdown::new(Fixed(file.0), SHUT_WRITE).build());
+    /// Says to `peer` that nothing follows.
+    pub(super) fn shut(&mut self, peer: u32, file: File) {
+        self.begin(Operation::Shut, peer, opcode::Shutdown::new(Fixed(file.0), SHUT_WRITE).build());
     }
 
     /// Closes a connection of which no operation is under way.
@@ -257,6 +259,7 @@ impl Ring {
         }
         match operation {
             Operation::Control => None,
+            Operation::Shut => Some(Event::Shut { peer: number }),
             Operation::Wake => Some(Event::Woken { ends }),
             Operation::Accept => Some(Event::Accepted { door: number, result: result.map(File), ends }),
             Operation::Receive => {

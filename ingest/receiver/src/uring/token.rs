@@ -12,12 +12,15 @@ pub(super) enum Operation {
     Receive,
     /// Send; numbered by its connection.
     Send,
-    /// Cancel, shut down, close: nobody waits for these, and only their failures are heard.
+    /// Shutdown; numbered by its connection. The kernel hands it to a thread of its own, which looks its file up when it
+    /// gets there, so the file must still be the same one.
+    Shut,
+    /// Cancel, close: done when they are submitted, so nobody waits for these, and only their failures are heard.
     Control,
 }
 
 impl Operation {
-    const ALL: [Self; 5] = [Self::Accept, Self::Wake, Self::Receive, Self::Send, Self::Control];
+    const ALL: [Self; 6] = [Self::Accept, Self::Wake, Self::Receive, Self::Send, Self::Shut, Self::Control];
 }
 
 /// Names one operation among those under way.

@@ -126,6 +126,7 @@ impl Turning {
                 self.peers.received(peer, result, ends, now, &mut self.desk, &mut self.ring);
             }
             Event::Sent { peer, result, buffer } => self.peers.sent(peer, result, buffer, &self.desk),
+            Event::Shut { peer } => self.peers.shut(peer),
         }
     }
 

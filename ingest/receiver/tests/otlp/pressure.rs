@@ -68,6 +68,44 @@ async fn two_thousand_connections_are_served_and_let_go() {
     server.grpc(&[], framed(0, &spans(1))).await.grpc_message();
 }
 
+#[tokio::test]
+async fn the_end_of_one_connection_is_not_the_end_of_the_next() {
+    let server = serve();
+    let address = server.http_address();
+    let request = |last: &str| {
+        let head = "POST /v1/traces HTTP/1.1\r\nhost: localhost\r\ncontent-length: 0";
+        format!("{head}\r\n{last}content-type: application/x-protobuf\r\n\r\n")
+    };
+    for round in 0..20 {
+        let mut leaving = Vec::new();
+        for _ in 0..100 {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            stream.write_all(request("connection: close\r\n").as_bytes()).await.unwrap();
+            leaving.push(stream);
+        }
+        drop(leaving);
+        let mut staying = Vec::new();
+        for _ in 0..100 {
+            staying.push(TcpStream::connect(address).await.unwrap());
+        }
+        for _ in 0..2 {
+            for stream in &mut staying {
+                stream.write_all(request("").as_bytes()).await.unwrap();
+            }
+            for stream in &mut staying {
+                let mut answer = [0; 12];
+                stream.read_exact(&mut answer).await.unwrap_or_else(|error| panic!("round {round}: {error}"));
+                assert_eq!(&answer, b"HTTP/1.1 200");
+                // The rest of the head: the answer has no body.
+                let mut end = Vec::new();
+                while !end.ends_with(b"\r\n\r\n") {
+                    end.push(stream.read_u8().await.unwrap());
+                }
+            }
+        }
+    }
+}
+
 /// Every request ahead of its answer is the sender's to keep, but for what was on its way.
 #[tokio::test]
 async fn a_sender_far_ahead_of_its_answers_is_not_read_and_is_answered_in_the_end() {
