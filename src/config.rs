@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ingest_aggregator::{Limits, ShardConfig, Timing};
-use ingest_receiver::{DriverChoice, ReceiverConfig, TlsConfig, TlsVersion};
+use ingest_receiver::{DriverChoice, ReceiverConfig, TlsConfig, TlsVersion, ZeroCopy};
 use ingest_sampler::{Policy, SlowPolicy};
 use serde::{Deserialize, Deserializer};
 use store_model::Threshold;
@@ -70,6 +70,10 @@ pub(crate) struct Otlp {
     pub(crate) protocols: Protocols,
     /// What does the I/O: `auto` takes the fastest this host allows and says which and why in the log.
     pub(crate) driver: ReceiverDriver,
+    /// Zero-copy receive: `auto` takes the last receive queues of the first network card, one a core, away from everything
+    /// else on this host, and pins 16 MiB for each; where that cannot be had the log says why. Needs the io_uring driver,
+    /// CAP_NET_ADMIN and a card whose headers are split off and whose flows are steered (`ethtool`).
+    pub(crate) zero_copy: ReceiverZeroCopy,
     /// Of all cores and both protocols together; each idle one costs less than a kilobyte here and a few in the kernel.
     pub(crate) max_connections: usize,
     /// For the first byte of a connection and for the head of an HTTP/1 request.
@@ -78,6 +82,24 @@ pub(crate) struct Otlp {
     pub(crate) body_timeout: Span,
     /// A connection without a request is closed.
     pub(crate) idle_timeout: Span,
+}
+
+/// Whether zero-copy receive is tried.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum ReceiverZeroCopy {
+    #[default]
+    Off,
+    Auto,
+}
+
+impl From<ReceiverZeroCopy> for ZeroCopy {
+    fn from(zero_copy: ReceiverZeroCopy) -> Self {
+        match zero_copy {
+            ReceiverZeroCopy::Off => Self::Off,
+            ReceiverZeroCopy::Auto => Self::Auto,
+        }
+    }
 }
 
 /// The drivers by their names in the file.
@@ -302,6 +324,7 @@ impl Default for Otlp {
         Self {
             protocols: Protocols::default(),
             driver: ReceiverDriver::default(),
+            zero_copy: ReceiverZeroCopy::default(),
             max_connections,
             header_timeout: Span(header_timeout),
             body_timeout: Span(body_timeout),
@@ -487,13 +510,14 @@ impl Config {
     /// What the receiver is told.
     pub(crate) fn receiver(&self, cores: u16, cpus: &Cpus, memory_bytes: u64) -> ReceiverConfig {
         let Receivers { otlp, zipkin, jaeger, .. } = &self.receivers;
-        let Otlp { protocols, driver, max_connections, header_timeout, body_timeout, idle_timeout } = otlp;
+        let Otlp { protocols, driver, zero_copy, max_connections, header_timeout, body_timeout, idle_timeout } = otlp;
         let Protocols { grpc, http } = protocols;
         // An eighth of the budget, as design section 5 leaves for buffers; never less than two maximal requests.
         let in_flight = (memory_bytes / 8).max(2 * grpc.max_recv_msg_size.0);
         let usual = ReceiverConfig::default();
         ReceiverConfig {
             driver: (*driver).into(),
+            zero_copy: (*zero_copy).into(),
             grpc: grpc.enabled.then_some(grpc.endpoint),
             http: http.enabled.then_some(http.endpoint),
             zipkin: zipkin.address(usual.zipkin),

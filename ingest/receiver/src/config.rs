@@ -15,6 +15,16 @@ use crate::tls::Tls;
 /// A span's range in its body is two 32-bit numbers, and no sender means a body beyond this.
 const REQUEST_BYTES_POSSIBLE: usize = 1 << 30;
 
+/// Whether network cards may write into memory of ours.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum ZeroCopy {
+    /// Never. Taking a receive queue away from everybody else is not for a program to decide.
+    #[default]
+    Off,
+    /// Where the io_uring driver runs and the network card gives a queue; elsewhere not, and the log says why.
+    Auto,
+}
+
 /// What a driver needs to know.
 #[derive(Clone, Debug)]
 pub struct ReceiverConfig {
@@ -61,6 +71,8 @@ pub struct ReceiverConfig {
     /// What each thread of the io_uring driver receives into, fixed at start. The kernel goes round all of it, so more
     /// than a core's second cache holds makes every copy slower.
     pub receive_buffer_bytes: usize,
+    /// Whether each thread of the io_uring driver asks for a receive queue of the network card.
+    pub zero_copy: ZeroCopy,
     /// The CPU each thread stays on; empty for wherever the kernel likes.
     pub cpus: Vec<usize>,
 }
@@ -89,6 +101,7 @@ impl Default for ReceiverConfig {
             idle_timeout: Duration::from_secs(60),
             connection_age_max: Duration::from_secs(30 * 60),
             receive_buffer_bytes: 1 << 20,
+            zero_copy: ZeroCopy::Off,
             cpus: Vec::new(),
         }
     }

@@ -45,7 +45,7 @@ pub mod tls;
 pub mod uring;
 
 pub use answer::Reason;
-pub use config::ReceiverConfig;
+pub use config::{ReceiverConfig, ZeroCopy};
 pub use driver::{DriverChoice, Started, start};
 pub use error::Error;
 pub use intake::{Done, Driver, Endpoints, Intake, Outcome, Received};

@@ -28,7 +28,7 @@ pub(super) struct Plan {
 
 /// A buffer with received bytes. Whoever has it has the buffer; the kernel gets it again with [`Buffers::give_back`].
 #[derive(Debug)]
-pub(super) struct Filled {
+pub(super) struct Taken {
     id: u16,
     length: usize,
 }
@@ -36,7 +36,7 @@ pub(super) struct Filled {
 /// All buffers of one ring.
 ///
 /// Invariant: `map` covers `entries_bytes` for the ring and then `plan.count * plan.bytes_each` bytes for the buffers,
-/// readable and writable, until this is dropped. A buffer belongs to exactly one side: to us while a [`Filled`] names it, to
+/// readable and writable, until this is dropped. A buffer belongs to exactly one side: to us while a [`Taken`] names it, to
 /// the kernel otherwise. Whoever registered this drops it only when no operation is left that might write.
 #[derive(Debug)]
 pub(super) struct Buffers {
@@ -85,22 +85,22 @@ impl Buffers {
     /// # Safety
     /// The completion of a receive on the ring that this is registered with named buffer `id` and `length`, and has been
     /// asked about once.
-    pub(super) unsafe fn taken(&self, id: u16, length: usize) -> Filled {
+    pub(super) unsafe fn taken(&self, id: u16, length: usize) -> Taken {
         assert!(id < self.plan.count, "the kernel brings a buffer that it was given");
         assert!(length <= self.plan.bytes_each as usize, "the kernel fills no more than a buffer");
-        Filled { id, length }
+        Taken { id, length }
     }
 
-    pub(super) fn bytes(&self, filled: &Filled) -> &[u8] {
-        let start = self.place(filled.id);
-        // SAFETY: the range lies in the mapping (checked by `taken`), it was zeroed when it was mapped, and the kernel does
-        // not write to it while `filled` exists (invariant on `Buffers`).
-        unsafe { slice::from_raw_parts(start, filled.length) }
+    pub(super) fn bytes<'a>(&'a mut self, taken: &'a mut Taken) -> &'a mut [u8] {
+        let start = self.place(taken.id).cast_mut();
+        // SAFETY: the range lies in the mapping (checked by `taken`), it was zeroed when it was mapped, and neither the kernel
+        // nor anybody else has it while `taken` is borrowed (invariant on `Buffers`).
+        unsafe { slice::from_raw_parts_mut(start, taken.length) }
     }
 
     /// Gives a buffer to the kernel again.
-    pub(super) fn give_back(&mut self, filled: Filled) {
-        self.enqueue(filled.id);
+    pub(super) fn give_back(&mut self, taken: Taken) {
+        self.enqueue(taken.id);
         self.publish();
     }
 

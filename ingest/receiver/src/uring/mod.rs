@@ -1,11 +1,12 @@
 //! The io_uring driver: one thread per core, each with its own listeners and its own ring, sharing nothing but counters. It
-//! owns sockets and nothing of what is said on them: that is [`crate::session`].
+//! owns sockets and nothing of what is said on them: that is [`crate::connection`].
 //!
 //! A connection is accepted into the ring's own table of files and costs one submission, which brings everything it says
 //! in buffers of a fixed pool. So the steady path is one call of the kernel for everyone who said something and everyone
 //! who is answered.
 //!
-//! Read in this order: `token`, `buffers` and `ring` (what is asked of the kernel), `peers`, `turn`, `probe`.
+//! Read in this order: `token`, `buffers` and `ring` (what is asked of the kernel), `peers`, `turn`, `probe`; `zero_copy` is for
+//! network cards that can.
 
 mod buffers;
 mod peers;
@@ -13,6 +14,7 @@ mod probe;
 mod ring;
 mod token;
 mod turn;
+mod zero_copy;
 
 use std::sync::Arc;
 

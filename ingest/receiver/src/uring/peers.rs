@@ -1,4 +1,4 @@
-//! The connections of one thread: sessions with what the kernel does for them. Decides what to ask of the ring for each,
+//! The connections of one thread: what is said on them and what the kernel does for them. Decides what to ask of the ring for each,
 //! once per turn; waits for nothing.
 
 use std::mem;
@@ -7,12 +7,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use rustix::io::Errno;
 use store_model::Monotonic;
 
-use super::buffers::Filled;
-use super::ring::{File, Ring};
+use super::ring::{File, Filled, Ring};
 use super::token::Operation;
 use crate::answer::Answer;
+use crate::connection::Connection;
 use crate::desk::{Desk, Return};
-use crate::session::{Session, Wish};
+use crate::session::Wish;
 use crate::shared::Slot;
 use crate::slab::{Key, Slab};
 
@@ -36,7 +36,7 @@ enum Receiving {
 /// One connection. It stays until the last of its operations has ended, so that their numbers mean nobody else.
 struct Peer {
     file: File,
-    session: Session,
+    connection: Connection,
     /// Said and not yet being sent.
     out: Vec<u8>,
     is_sending: bool,
@@ -65,10 +65,10 @@ impl Peers {
     }
 
     /// Takes a connection in.
-    pub(super) fn add(&mut self, file: File, slot: Slot, session: impl FnOnce(Key) -> Session) {
+    pub(super) fn add(&mut self, file: File, slot: Slot, connection: impl FnOnce(Key) -> Connection) {
         let key = self.peers.insert_with(|key| Peer {
             file,
-            session: session(key),
+            connection: connection(key),
             out: Vec::new(),
             is_sending: false,
             receiving: Receiving::Not,
@@ -97,27 +97,27 @@ impl Peers {
             peer.receiving = Receiving::Not;
         }
         match result {
-            Ok(Some(filled)) => {
-                if peer.session.wish() == Wish::Pause && peer.receiving == Receiving::Armed {
-                    // Only now: most peers wait for their answer anyway. What comes until this takes effect is kept by the
-                    // session, counted.
+            Ok(Some(mut filled)) => {
+                if peer.connection.wish() == Wish::Pause && peer.receiving == Receiving::Armed {
+                    // Only now: most peers wait for their answer anyway. What comes until this takes effect is kept by
+                    // it, counted.
                     ring.cancel(Operation::Receive, index);
                     peer.receiving = Receiving::Ending;
                 }
-                let bytes = ring.bytes(&filled);
-                peer.on_session(desk, |session, desk, out| session.receive(bytes, now, desk, out));
+                let bytes = ring.bytes(&mut filled);
+                peer.on_connection(desk, |connection, desk, out| connection.receive(bytes, now, desk, out));
                 ring.give_back(filled);
             }
             Ok(None) => {
                 peer.receiving = Receiving::Over;
-                peer.session.end(now, desk);
+                peer.connection.end(now, desk);
             }
             // It is asked again at the end of this turn, when every buffer is back.
-            Err(Errno::NOBUFS) => desk.shared.metrics.receive_buffers_short(),
+            Err(Errno::NOBUFS | Errno::NOMEM) => desk.shared.metrics.receive_buffers_short(),
             Err(Errno::CANCELED | Errno::INTR | Errno::AGAIN) => {}
             Err(_reset) => {
                 peer.receiving = Receiving::Over;
-                peer.session.die(desk);
+                peer.connection.die(desk);
             }
         }
         self.touch(key);
@@ -132,9 +132,9 @@ impl Peers {
         let Some((key, peer)) = self.peers.at(index) else { return };
         peer.is_sending = false;
         if result.is_err() {
-            peer.session.die(desk);
+            peer.connection.die(desk);
         }
-        if !peer.out.is_empty() || peer.session.wish() != Wish::Go {
+        if !peer.out.is_empty() || peer.connection.wish() != Wish::Go {
             self.touch(key);
         }
     }
@@ -150,7 +150,7 @@ impl Peers {
     pub(super) fn answer(&mut self, back: Return, answer: Answer, now: Monotonic, desk: &mut Desk) {
         let Some(peer) = self.peers.get_mut(back.connection) else { return };
         peer.lend(&mut self.spare);
-        peer.on_session(desk, |session, desk, out| session.answer(back, answer, now, desk, out));
+        peer.on_connection(desk, |connection, desk, out| connection.answer(back, answer, now, desk, out));
         self.touch(back.connection);
     }
 
@@ -160,13 +160,13 @@ impl Peers {
             let Some(peer) = self.peers.get_mut(key) else { continue };
             // What was said in this turn has not been tried yet; what is being sent has, and found no room.
             let has_unsent = peer.is_sending;
-            peer.on_session(desk, |session, desk, out| {
+            peer.on_connection(desk, |connection, desk, out| {
                 if is_stopping {
-                    session.stop(now, desk, out);
+                    connection.stop(now, desk, out);
                 }
-                session.tick(has_unsent, now, desk, out);
+                connection.tick(has_unsent, now, desk, out);
             });
-            if !peer.out.is_empty() || matches!(peer.session.wish(), Wish::Finish | Wish::Close) {
+            if !peer.out.is_empty() || matches!(peer.connection.wish(), Wish::Finish | Wish::Close) {
                 self.touch(key);
             }
         }
@@ -177,7 +177,7 @@ impl Peers {
         while let Some(key) = self.touched.pop() {
             let Some(peer) = self.peers.get_mut(key) else { continue };
             peer.is_listed = false;
-            let wish = peer.session.wish();
+            let wish = peer.connection.wish();
             if wish == Wish::Close {
                 if peer.is_released(key.index(), ring) {
                     ring.close(peer.file);
@@ -206,7 +206,7 @@ impl Peers {
     pub(super) fn abandon(&mut self, desk: &Desk) {
         for key in self.peers.keys().collect::<Vec<_>>() {
             if let Some(mut peer) = self.peers.remove(key) {
-                peer.session.die(desk);
+                peer.connection.die(desk);
             }
         }
     }
@@ -242,14 +242,18 @@ impl Peer {
         self.receiving != Receiving::Ending && !self.is_sending && !self.is_shutting
     }
 
-    /// Calls into the session. A mistake in it that a sender finds must cost one connection, not the core: nothing it
+    /// Calls into the connection. A mistake in it that a sender finds must cost one connection, not the core: nothing it
     /// leaves half done is looked at again.
-    fn on_session(&mut self, desk: &mut Desk, call: impl FnOnce(&mut Session, &mut Desk, &mut Vec<u8>)) {
-        let Self { session, out, .. } = self;
-        if catch_unwind(AssertUnwindSafe(|| call(session, desk, out))).is_err() {
+    fn on_connection(
+        &mut self,
+        desk: &mut Desk,
+        call: impl FnOnce(&mut Connection, &mut Desk, &mut Vec<u8>),
+    ) {
+        let Self { connection, out, .. } = self;
+        if catch_unwind(AssertUnwindSafe(|| call(connection, desk, out))).is_err() {
             tracing::error!("a connection made the receiver panic");
             desk.due.clear();
-            self.session.die(desk);
+            self.connection.die(desk);
         }
     }
 }

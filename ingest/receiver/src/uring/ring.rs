@@ -9,12 +9,13 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::time::Duration;
 
 use io_uring::types::{CancelBuilder, Fd, Fixed, SubmitArgs, Timespec};
-use io_uring::{IoUring, cqueue, opcode, squeue};
+use io_uring::{IoUring, Parameters, Submitter, cqueue, opcode, squeue};
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 
-use super::buffers::{Buffers, Filled, GROUP, Plan};
+use super::buffers::{Buffers, GROUP, Plan, Taken};
 use super::token::{Operation, Token};
+use super::zero_copy::{Loan, Queue, Region};
 
 /// Operations that one call takes to the kernel; more cost another call.
 const SUBMISSIONS: u32 = 512;
@@ -39,6 +40,70 @@ const LAST_WAITS_MAX: usize = 100;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct File(u32);
 
+/// Received bytes, in memory that is the kernel's again with [`Ring::give_back`].
+#[derive(Debug)]
+pub(super) enum Filled {
+    /// Copied by the kernel.
+    Buffer(Taken),
+    /// Written by a network card.
+    Loan(Loan),
+}
+
+/// The kernel's side. Zero-copy receive needs completions of twice the size, which tell where the bytes are.
+enum Queues {
+    Narrow(IoUring),
+    Wide(IoUring<squeue::Entry, cqueue::Entry32>),
+}
+
+impl Queues {
+    fn submitter(&self) -> Submitter<'_> {
+        match self {
+            Self::Narrow(ring) => ring.submitter(),
+            Self::Wide(ring) => ring.submitter(),
+        }
+    }
+
+    fn submission(&mut self) -> squeue::SubmissionQueue<'_> {
+        match self {
+            Self::Narrow(ring) => ring.submission(),
+            Self::Wide(ring) => ring.submission(),
+        }
+    }
+
+    fn params(&self) -> &Parameters {
+        match self {
+            Self::Narrow(ring) => ring.params(),
+            Self::Wide(ring) => ring.params(),
+        }
+    }
+
+    fn take(&mut self, into: &mut VecDeque<Completion>) {
+        match self {
+            Self::Narrow(ring) => into.extend(ring.completion().map(|entry| Completion {
+                token: entry.user_data(),
+                result: entry.result(),
+                flags: entry.flags(),
+                offset: 0,
+            })),
+            Self::Wide(ring) => into.extend(ring.completion().map(|entry| Completion {
+                token: entry.user_data(),
+                result: entry.result(),
+                flags: entry.flags(),
+                offset: entry.big_cqe()[0],
+            })),
+        }
+    }
+}
+
+/// What the kernel says about an operation.
+struct Completion {
+    token: u64,
+    result: i32,
+    flags: u32,
+    /// Of zero-copy receives: where the bytes are.
+    offset: u64,
+}
+
 /// What happened. `ends` says that no more comes of the operation.
 #[derive(Debug)]
 pub(super) enum Event {
@@ -56,12 +121,14 @@ pub(super) enum Event {
 
 /// A ring.
 ///
-/// Invariant: what an operation under way may touch lives in `buffers` and `sends`, and is neither moved, changed nor freed
+/// Invariant: what an operation under way may touch lives in `buffers`, `region` and `sends`, and is neither moved, changed nor freed
 /// before the operation's last completion was taken from the ring. `under_way` counts the operations of which that is
 /// still to come; no others touch memory of ours.
 pub(super) struct Ring {
-    ring: IoUring,
+    ring: Queues,
     buffers: mem::ManuallyDrop<Buffers>,
+    /// What a network card writes into.
+    region: mem::ManuallyDrop<Option<Region>>,
     /// Buffers being sent, by connection; empty where none is.
     sends: mem::ManuallyDrop<Vec<Vec<u8>>>,
     under_way: usize,
@@ -70,20 +137,32 @@ pub(super) struct Ring {
     /// What found no place among the submissions.
     waiting: VecDeque<squeue::Entry>,
     /// Completions taken and not yet looked at.
-    taken: VecDeque<cqueue::Entry>,
+    taken: VecDeque<Completion>,
     gathers: bool,
 }
 
 impl Ring {
     /// With room for `files` connections.
     pub(super) fn new(files: u32, plan: Plan) -> io::Result<Self> {
-        let ring = build()?;
+        Self::with(Queues::Narrow(build()?), files, plan)
+    }
+
+    /// The same, receiving from `queue` of a network card without a copy.
+    pub(super) fn zero_copy(files: u32, plan: Plan, queue: &Queue) -> io::Result<Self> {
+        let mut ring = Self::with(Queues::Wide(build()?), files, plan)?;
+        // SAFETY: the region is dropped when no receive is under way, or never (invariant on `Ring`).
+        *ring.region = Some(unsafe { Region::register(&ring.ring.submitter(), queue) }?);
+        Ok(ring)
+    }
+
+    fn with(ring: Queues, files: u32, plan: Plan) -> io::Result<Self> {
         ring.submitter().register_files_sparse(files)?;
         let buffers = mem::ManuallyDrop::new(Buffers::new(plan)?);
         let gathers = ring.params().is_feature_min_timeout();
         let ring = Self {
             ring,
             buffers,
+            region: mem::ManuallyDrop::default(),
             sends: mem::ManuallyDrop::default(),
             under_way: 0,
             fresh_sends: 0,
@@ -109,7 +188,7 @@ impl Ring {
 
     /// Fixed memory: what is received into.
     pub(super) fn buffer_bytes(&self) -> usize {
-        self.buffers.bytes_total()
+        self.buffers.bytes_total() + self.region.as_ref().map_or(0, Region::bytes_total)
     }
 
     /// Takes connections in from now on.
@@ -130,7 +209,10 @@ impl Ring {
 
     /// Brings what `peer` says from now on.
     pub(super) fn receive(&mut self, peer: u32, file: File) {
-        let receive = opcode::RecvMulti::new(Fixed(file.0), GROUP).build();
+        let receive = match &*self.region {
+            None => opcode::RecvMulti::new(Fixed(file.0), GROUP).build(),
+            Some(region) => opcode::RecvZc::new(Fixed(file.0), 0).ifq(region.id()).build(),
+        };
         self.begin(Operation::Receive, peer, receive);
     }
 
@@ -165,12 +247,26 @@ impl Ring {
         self.control(opcode::Close::new(Fixed(file.0)).build());
     }
 
-    pub(super) fn bytes(&self, filled: &Filled) -> &[u8] {
-        self.buffers.bytes(filled)
+    /// What was received, to be read and, where it is encrypted, opened in place.
+    pub(super) fn bytes<'a>(&'a mut self, filled: &'a mut Filled) -> &'a mut [u8] {
+        match filled {
+            Filled::Buffer(taken) => self.buffers.bytes(taken),
+            Filled::Loan(loan) => match &mut *self.region {
+                Some(region) => region.bytes(loan),
+                None => &mut [],
+            },
+        }
     }
 
     pub(super) fn give_back(&mut self, filled: Filled) {
-        self.buffers.give_back(filled);
+        match filled {
+            Filled::Buffer(taken) => self.buffers.give_back(taken),
+            Filled::Loan(loan) => {
+                if let Some(region) = &mut *self.region {
+                    region.give_back(loan);
+                }
+            }
+        }
     }
 
     fn begin(&mut self, operation: Operation, number: u32, entry: squeue::Entry) {
@@ -205,7 +301,7 @@ impl Ring {
 
     fn submit(&mut self) {
         self.move_up();
-        check(self.ring.submit());
+        check(self.ring.submitter().submit());
         self.move_up();
     }
 
@@ -234,7 +330,7 @@ impl Ring {
     }
 
     fn take(&mut self) {
-        self.taken.extend(self.ring.completion());
+        self.ring.take(&mut self.taken);
     }
 
     /// What happened next, if anything.
@@ -247,10 +343,10 @@ impl Ring {
         }
     }
 
-    fn understand(&mut self, completion: &cqueue::Entry) -> Option<Event> {
-        let Token { operation, number } = Token::from_bits(completion.user_data())?;
-        let ends = !cqueue::more(completion.flags());
-        let result = match completion.result() {
+    fn understand(&mut self, completion: &Completion) -> Option<Event> {
+        let Token { operation, number } = Token::from_bits(completion.token)?;
+        let ends = !cqueue::more(completion.flags);
+        let result = match completion.result {
             error @ ..0 => Err(Errno::from_raw_os_error(error.saturating_neg())),
             value => Ok(value.unsigned_abs()),
         };
@@ -263,10 +359,15 @@ impl Ring {
             Operation::Wake => Some(Event::Woken { ends }),
             Operation::Accept => Some(Event::Accepted { door: number, result: result.map(File), ends }),
             Operation::Receive => {
-                let filled = cqueue::buffer_select(completion.flags()).map(|id| {
-                    // SAFETY: the completion of a receive named it, and a completion is understood once.
-                    unsafe { self.buffers.taken(id, result.unwrap_or(0) as usize) }
-                });
+                let length = result.unwrap_or(0);
+                let filled = match &mut *self.region {
+                    Some(region) if length > 0 => region.lend(completion.offset, length).map(Filled::Loan),
+                    Some(_) => None,
+                    None => cqueue::buffer_select(completion.flags).map(|id| {
+                        // SAFETY: the completion of a receive named it, and a completion is understood once.
+                        Filled::Buffer(unsafe { self.buffers.taken(id, length as usize) })
+                    }),
+                };
                 let result = match result {
                     // An end has no bytes, but in some kernels a buffer.
                     Ok(0) | Err(_) => {
@@ -317,20 +418,22 @@ impl Drop for Ring {
         unsafe { mem::ManuallyDrop::drop(&mut self.buffers) };
         // SAFETY: as above.
         unsafe { mem::ManuallyDrop::drop(&mut self.sends) };
+        // SAFETY: as above. The card may write until the ring is gone, but to pages that the kernel keeps until then.
+        unsafe { mem::ManuallyDrop::drop(&mut self.region) };
     }
 }
 
 /// The newest way of running a ring that the kernel knows.
-fn build() -> io::Result<IoUring> {
-    let build = |set: fn(&mut io_uring::Builder)| {
-        let mut builder = IoUring::builder();
+fn build<C: cqueue::EntryMarker>() -> io::Result<IoUring<squeue::Entry, C>> {
+    let build = |set: fn(&mut io_uring::Builder<squeue::Entry, C>)| {
+        let mut builder = IoUring::<squeue::Entry, C>::builder();
         builder.setup_cqsize(COMPLETIONS).setup_clamp().setup_submit_all().dontfork();
         set(&mut builder);
         builder.build(SUBMISSIONS)
     };
     // The thread that waits does the kernel's work on completions, when it waits; since 6.1. Without the array that maps
     // submissions since 6.6.
-    let ways: [fn(&mut io_uring::Builder); 3] = [
+    let ways: [fn(&mut io_uring::Builder<squeue::Entry, C>); 3] = [
         |ring| {
             ring.setup_single_issuer().setup_defer_taskrun().setup_no_sqarray();
         },
@@ -357,4 +460,121 @@ fn check(result: io::Result<usize>) {
     let may_pass = [Errno::TIME, Errno::INTR, Errno::BUSY, Errno::AGAIN, Errno::NOMEM];
     let passes = Errno::from_io_error(&error).is_some_and(|errno| may_pass.contains(&errno));
     assert!(passes, "the kernel takes what a ring submits: {error}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+
+    const PLAN: Plan = Plan { count: 2, bytes_each: 1_000 };
+
+    /// `None` where there is no io_uring, which is said.
+    fn ring() -> Option<Ring> {
+        Ring::new(8, PLAN).inspect_err(|error| println!("SKIP: nothing here tests io_uring: {error}")).ok()
+    }
+
+    fn next(ring: &mut Ring) -> Event {
+        loop {
+            if let Some(event) = ring.event() {
+                return event;
+            }
+            ring.wait(None);
+        }
+    }
+
+    fn accepted(ring: &mut Ring) -> (TcpStream, File) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        ring.accept(0, listener.as_fd());
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let Event::Accepted { result: Ok(file), .. } = next(ring) else { panic!("a connection comes") };
+        ring.cancel(Operation::Accept, 0);
+        assert!(matches!(next(ring), Event::Accepted { result: Err(Errno::CANCELED), ends: true, .. }));
+        (client, file)
+    }
+
+    #[test]
+    fn bytes_come_in_order_and_a_receive_without_buffers_ends() {
+        let Some(mut ring) = ring() else { return };
+        let (mut client, file) = accepted(&mut ring);
+        let sent: Vec<u8> = (0..=u8::MAX).cycle().take(5_000).collect();
+        client.write_all(&sent).unwrap();
+        let mut received = Vec::new();
+        let mut held = Vec::new();
+        let mut was_short = false;
+        ring.receive(3, file);
+        while received.len() < sent.len() {
+            let Event::Received { peer: 3, result, ends } = next(&mut ring) else {
+                panic!("only that is asked")
+            };
+            match result {
+                Ok(filled) => {
+                    let mut filled = filled.expect("the client is still there");
+                    received.extend_from_slice(ring.bytes(&mut filled));
+                    held.push(filled);
+                }
+                Err(errno) => assert_eq!(errno, Errno::NOBUFS),
+            }
+            if ends && received.len() < sent.len() {
+                was_short = true;
+                held.drain(..).for_each(|filled| ring.give_back(filled));
+                ring.receive(3, file);
+            }
+        }
+        assert_eq!(received, sent);
+        assert!(was_short, "two buffers of 1,000 bytes were held back");
+    }
+
+    #[test]
+    fn a_buffer_being_sent_comes_back_when_it_is_sent_or_cannot_be() {
+        let Some(mut ring) = ring() else { return };
+        let (mut client, file) = accepted(&mut ring);
+        let large = vec![7; 32 << 20];
+        ring.send(1, file, large.clone());
+        ring.wait(Some(Duration::ZERO));
+        assert!(ring.event().is_none(), "the client reads nothing yet");
+        let reading = std::thread::spawn(move || {
+            let mut heard = vec![0; 32 << 20];
+            client.read_exact(&mut heard).unwrap();
+            (heard, client)
+        });
+        let Event::Sent { peer: 1, result, buffer } = next(&mut ring) else { panic!("only that is asked") };
+        let (heard, _client) = reading.join().unwrap();
+        assert_eq!((result, buffer.len()), (Ok(()), large.len()));
+        assert!(heard == large, "what was sent is what was given");
+        ring.send(1, file, large);
+        ring.wait(Some(Duration::ZERO));
+        ring.cancel(Operation::Send, 1);
+        let Event::Sent { peer: 1, result: Err(_), buffer } = next(&mut ring) else {
+            panic!("it is cancelled")
+        };
+        assert_eq!(buffer.len(), 32 << 20);
+    }
+
+    #[test]
+    fn a_ring_is_let_go_of_with_operations_under_way() {
+        let Some(mut ring) = ring() else { return };
+        let (mut client, file) = accepted(&mut ring);
+        ring.receive(0, file);
+        ring.send(0, file, vec![7; 32 << 20]);
+        ring.wait(Some(Duration::ZERO));
+        assert_eq!(ring.under_way, 2);
+        drop(ring);
+        let mut heard = Vec::new();
+        drop(client.read_to_end(&mut heard));
+        assert!(heard.len() < 32 << 20, "the connection ends, and what was not sent is not");
+    }
+
+    #[test]
+    fn loopback_gives_no_queue_for_zero_copy() {
+        if ring().is_none() {
+            return;
+        }
+        let queue = Queue { name: "lo".to_owned(), interface: 1, number: 0 };
+        let refused = Ring::zero_copy(8, PLAN, &queue).err().expect("loopback has no such queues");
+        let reason = super::super::zero_copy::reason(&queue, &refused);
+        println!("{reason}");
+        assert!(reason.starts_with("queue 0 of lo cannot be had"), "{reason}");
+    }
 }

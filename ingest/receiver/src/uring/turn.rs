@@ -14,14 +14,15 @@ use store_model::Monotonic;
 use super::peers::Peers;
 use super::ring::{Event, File, Ring};
 use super::token::Operation;
-use super::{files, plan};
+use super::{files, plan, zero_copy};
 use crate::clock;
+use crate::config::{ReceiverConfig, ZeroCopy};
+use crate::connection::Connection;
 use crate::desk::Desk;
 use crate::inbox::{Inbox, Ticket};
 use crate::intake::Outcome;
 use crate::metrics::Protocol;
 use crate::rounds::Rounds;
-use crate::session::Session;
 use crate::shared::{Slot, is_of_one_connection};
 use crate::threads::{Post, Stop, Work};
 
@@ -55,12 +56,11 @@ impl Work for Turning {
 
     fn begin(post: Post) -> io::Result<Self> {
         let Post { core, shared, inbox, listeners, stop } = post;
-        let mut ring = Ring::new(files(&shared.config), plan(&shared.config))?;
+        let mut ring = make_ring(core, &shared.config)?;
         shared.metrics.add_receive_buffers(ring.buffer_bytes());
         ring.watch(&*inbox);
-        let mut doors = Vec::new();
-        for (listener, protocol) in [(listeners.grpc, Protocol::Grpc), (listeners.http, Protocol::Http)] {
-            let Some(listener) = listener else { continue };
+        let mut doors = Vec::with_capacity(listeners.len());
+        for (protocol, listener) in listeners {
             // The ring waits for connections only where the socket would.
             listener.set_nonblocking(false)?;
             // Answers are small and awaited: they must not linger for more to join them. Connections inherit it.
@@ -96,6 +96,24 @@ impl Work for Turning {
         self.peers.abandon(&self.desk);
         self.desk.shared.metrics.remove_receive_buffers(self.ring.buffer_bytes());
     }
+}
+
+/// A ring with a network card's queue where that is wanted and can be had.
+fn make_ring(core: usize, config: &ReceiverConfig) -> io::Result<Ring> {
+    let (files, plan) = (files(config), plan(config));
+    if config.zero_copy == ZeroCopy::Auto {
+        let ring = zero_copy::queue(core).and_then(|queue| {
+            Ring::zero_copy(files, plan, &queue).map_err(|error| zero_copy::reason(&queue, &error))
+        });
+        match ring {
+            Ok(ring) => {
+                tracing::info!(core, "zero-copy receive is on");
+                return Ok(ring);
+            }
+            Err(reason) => tracing::info!(core, reason, "zero-copy receive is off"),
+        }
+    }
+    Ring::new(files, plan)
 }
 
 impl Turning {
@@ -136,7 +154,9 @@ impl Turning {
         let door = doors.get_mut(number as usize);
         match (&door, result) {
             (Some(door), Ok(file)) => match Slot::take(&desk.shared, door.protocol) {
-                Some(slot) => peers.add(file, slot, |key| Session::new(key, door.protocol, now)),
+                Some(slot) => {
+                    peers.add(file, slot, |key| Connection::new(key, door.protocol, now, &desk.shared))
+                }
                 None => ring.close(file),
             },
             (None, Ok(file)) => ring.close(file),

@@ -12,7 +12,9 @@ use super::epoll::support::{
 };
 
 /// The first is the oracle: others wrote its HTTP.
-const DRIVERS: [DriverChoice; 2] = [DriverChoice::Portable, DriverChoice::Epoll];
+fn drivers() -> [DriverChoice; 3] {
+    [DriverChoice::Portable, DriverChoice::Epoll, super::uring::driver()]
+}
 
 const MIB: usize = 1 << 20;
 
@@ -266,7 +268,7 @@ fn foreign_corpus() -> Vec<Asked> {
 
 #[tokio::test]
 async fn every_driver_tells_and_hands_on_the_same() {
-    let servers = DRIVERS.map(|driver| {
+    let servers = drivers().map(|driver| {
         serve_with(&ReceiverConfig {
             driver,
             request_bytes_max: MIB,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use http::Version;
-use ingest_receiver::{CutReason, Outcome, ReceiverConfig};
+use ingest_receiver::{CutReason, Outcome, ReceiverConfig, ZeroCopy};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -152,6 +152,13 @@ async fn a_sender_far_ahead_of_its_answers_is_not_read_and_is_answered_in_the_en
     drop(sending.await.unwrap());
     assert_eq!(server.snapshot().http.cut(CutReason::PipelineTooLong), 0);
     assert_eq!(server.intake.received().len(), REQUESTS + 50);
+}
+
+#[tokio::test]
+async fn zero_copy_is_off_where_it_cannot_be_had() {
+    let server = serve_with(&ReceiverConfig { zero_copy: ZeroCopy::Auto, ..config() });
+    server.grpc(&[], framed(0, &spans(3))).await.grpc_message();
+    assert_eq!(server.intake.only().body, spans(3));
 }
 
 #[tokio::test]

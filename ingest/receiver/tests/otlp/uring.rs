@@ -4,7 +4,7 @@ use ingest_receiver::DriverChoice;
 
 /// Where there is no io_uring, say so and prove the tests at least on epoll once more.
 #[expect(clippy::print_stdout, reason = "what was not tested must be seen")]
-fn driver() -> DriverChoice {
+pub(crate) fn driver() -> DriverChoice {
     match ingest_receiver::driver::choose(DriverChoice::IoUring) {
         Ok((chosen, _)) => chosen,
         Err(error) => {
@@ -16,6 +16,8 @@ fn driver() -> DriverChoice {
 
 #[path = "answers.rs"]
 mod answers;
+#[path = "dialects.rs"]
+mod dialects;
 #[path = "lifecycle.rs"]
 mod lifecycle;
 #[path = "limits.rs"]
@@ -24,3 +26,5 @@ mod limits;
 mod pressure;
 #[path = "support.rs"]
 mod support;
+#[path = "tls.rs"]
+mod tls;
