@@ -76,7 +76,7 @@ struct Attack {
     run: fn(&Offender),
 }
 
-/// Deadlines are a second here, so that the slow attacks need not last minutes.
+/// Deadlines are seconds here, so that the slow attacks need not last minutes.
 const ATTACKS: [Attack; 17] = {
     use Seen::{Cut, Refused, TurnedAway};
     const fn attack(name: &'static str, seen: Seen, seconds_min: u64, run: fn(&Offender)) -> Attack {
@@ -95,10 +95,10 @@ const ATTACKS: [Attack; 17] = {
         attack("gzip_bomb", Refused("too_large"), 0, Offender::gzip_bomb),
         attack("lying_gzip_bomb", Refused("malformed"), 0, Offender::lying_gzip_bomb),
         attack("zstd_bomb", Refused("malformed"), 0, Offender::zstd_bomb),
-        attack("slow_headers", Cut("header_timeout"), 3, Offender::slow_headers),
-        attack("slow_bodies", Refused("timeout"), 4, Offender::slow_bodies),
+        attack("slow_headers", Cut("header_timeout"), 5, Offender::slow_headers),
+        attack("slow_bodies", Refused("timeout"), 6, Offender::slow_bodies),
         attack("never_reads", Cut("output_not_read"), 6, Offender::never_reads),
-        attack("window_starvation", Cut("overstayed"), 6, Offender::window_starvation),
+        attack("window_starvation", Cut("overstayed"), 11, Offender::window_starvation),
         attack("idle_connections", TurnedAway, 4, Offender::idle_connections),
     ]
 };
@@ -107,7 +107,7 @@ fn config(attack: &Attack) -> Value {
     let mut config = json!({ "receivers": { "cores": 1, "otlp": { "max_connections": 10_000 } } });
     if attack.name != "idle_connections" {
         let otlp = &mut config["receivers"]["otlp"];
-        for (deadline, value) in [("header_timeout", "1s"), ("body_timeout", "1s"), ("idle_timeout", "2s")] {
+        for (deadline, value) in [("header_timeout", "2s"), ("body_timeout", "2s"), ("idle_timeout", "3s")] {
             otlp[deadline] = json!(value);
         }
     }
@@ -162,13 +162,14 @@ async fn suffer(driver: &str, attack: &Attack, seconds: u64) -> Value {
         "resident_kib_quiet": resident,
         "resident_kib_growth": growth,
         "honest_requests": [quiet.len(), loud.len()],
+        // Quiet first, then under attack.
         "honest_p50_ms": [honest::quantile_ms(&mut quiet, 500), honest::quantile_ms(&mut loud, 500)],
         "honest_p99_ms": [honest::quantile_ms(&mut quiet, 990), honest::quantile_ms(&mut loud, 990)],
     });
     eprintln!("{result}");
     assert!(growth < GROWTH_KIB_MAX, "memory grows: {result}");
     // The library of the portable driver cuts as well and does not say why.
-    assert!(count > 0.0 || driver == "portable", "nobody noticed: {result}\n{}", appliance.get("/metrics").1);
+    assert!(count > 0.0 || driver == "portable", "nobody noticed: {result}");
     if attack.name == "idle_connections" {
         assert!(connections >= 9_900.0, "that many were to be held: {result}");
     }
@@ -198,6 +199,14 @@ async fn who_attacks_is_cut_and_counted_and_honest_senders_are_served() {
         }
     }
     if let Ok(file) = std::env::var("SLUICEBOX_ATTACK_RESULTS") {
-        std::fs::write(file, serde_json::to_string_pretty(&results).unwrap()).unwrap();
+        let profile = if cfg!(debug_assertions) { "dev" } else { "release" };
+        let processors = std::thread::available_parallelism().map_or(0, usize::from);
+        let whole = json!({
+            "commit": given("SLUICEBOX_ATTACK_COMMIT", ""),
+            "profile": profile,
+            "processors": processors,
+            "results": results,
+        });
+        std::fs::write(file, serde_json::to_string_pretty(&whole).unwrap()).unwrap();
     }
 }

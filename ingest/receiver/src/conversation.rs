@@ -145,6 +145,12 @@ impl Conversation {
         self.desk.shared.metrics.snapshot().inflight_bytes
     }
 
+    /// Whether the peer was cut off. An answer that was still due then is lost, and which ones were due is timing.
+    #[must_use]
+    pub fn was_cut(&self) -> bool {
+        self.desk.shared.metrics.snapshot().grpc.connections_cut.iter().any(|(_, count)| *count > 0)
+    }
+
     /// The connection is gone and everything answered. Spans taken; all memory must have come back.
     pub fn end(mut self) -> u64 {
         self.session.die(&self.desk);

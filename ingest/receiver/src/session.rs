@@ -24,7 +24,10 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// last words are lost with it: a sender that never sees its 413 sends the same again.
 const LINGER: Duration = Duration::from_secs(5);
 
-/// The same when the receiver stops.
+/// How much a peer that was cut may go on to send in that time: enough for what was under way, not for going on.
+const LINGER_BYTES_MAX: usize = 1 << 20;
+
+/// [`LINGER`] when the receiver stops.
 const LINGER_ON_STOP: Duration = Duration::from_millis(500);
 
 /// How long after the first GOAWAY the second one names the last stream, if the peer does not answer the first.
@@ -64,6 +67,8 @@ pub(crate) struct Session {
     quiet_since: Monotonic,
     /// Since when output has been waiting for the peer.
     stuck_since: Option<Monotonic>,
+    /// Bytes that came after the peer was cut off.
+    heard_since_cut: Option<usize>,
     /// For what HTTP/1 keeps of requests to come.
     kept: Option<(usize, Permit)>,
 }
@@ -98,6 +103,7 @@ impl Session {
             opened_at: now,
             quiet_since: now,
             stuck_since: None,
+            heard_since_cut: None,
             kept: None,
         }
     }
@@ -105,6 +111,12 @@ impl Session {
     /// Takes all of `bytes`, cut anywhere.
     pub(crate) fn receive(&mut self, bytes: &[u8], now: Monotonic, desk: &mut Desk, out: &mut Vec<u8>) {
         if matches!(self.phase, Phase::Over(_) | Phase::Dead) {
+            if let Some(heard) = &mut self.heard_since_cut {
+                *heard += bytes.len();
+                if *heard > LINGER_BYTES_MAX {
+                    self.phase = Phase::Dead;
+                }
+            }
             return;
         }
         let Wire::Unknown(before) = self.wire else { return self.read(bytes, now, desk, out) };
@@ -306,6 +318,7 @@ impl Session {
     pub(crate) fn cut(&mut self, reason: CutReason, now: Monotonic, desk: &Desk) {
         desk.shared.metrics.of(self.port).connection_cut(reason);
         self.calls.abandon(desk);
+        self.heard_since_cut = Some(0);
         // What it was told last, it may still read.
         self.phase = Phase::Over(now.plus(LINGER));
     }

@@ -10,7 +10,7 @@ use ingest_receiver::conversation::Conversation;
 
 const MIB: usize = 1 << 20;
 
-/// What is said, apart from the invitations to go on, which depend on what has come already.
+/// Spans taken and what is said, apart from the invitations to go on, which depend on what has come already.
 fn patient<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> (u64, Vec<u8>) {
     const GO_ON: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
     let mut talk = Conversation::new(MIB).expect("a descriptor");
@@ -20,6 +20,9 @@ fn patient<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> (u64, Vec<u8>) {
         }
     }
     let mut out = std::mem::take(&mut talk.out);
+    if talk.was_cut() {
+        out.clear();
+    }
     while let Some(at) = out.windows(GO_ON.len()).position(|found| found == GO_ON) {
         out.drain(at..at + GO_ON.len());
     }

@@ -217,6 +217,7 @@ impl Http1 {
         if stream != self.stream || !matches!(self.state, State::Complete | State::Body(_)) {
             return;
         }
+        self.awaits_continue &= self.state != State::Complete;
         self.keeps &= !self.awaits_continue;
         out.extend_from_slice(b"HTTP/1.1 ");
         out.extend_from_slice(status.as_str().as_bytes());

@@ -626,6 +626,21 @@ fn thousands_of_pipelined_requests_are_answered_or_cut_and_not_stacked() {
     assert!(talk.out.len() < 2 * MIB, "{} bytes that nobody reads", talk.out.len());
     let cut = talk.metrics().connections_cut;
     assert!(cut.contains(&(CutReason::OutputNotRead, 1)), "{cut:?}");
+    for _ in 0..1 + LINGER_BYTES_MAX / requests.len() {
+        assert_eq!(talk.session.wish(), Wish::Finish);
+        talk.hear(&requests);
+    }
+    assert_eq!(talk.session.wish(), Wish::Close, "it went on all the same");
+}
+
+#[test]
+fn a_body_that_did_not_wait_to_be_invited_costs_no_connection() {
+    let mut talk = Talk::new();
+    talk.hear(
+        &http1("content-type: application/x-protobuf\r\nexpect: 100-continue\r\n", b"no spans").repeat(2),
+    );
+    let said = talk.said();
+    assert!(said.matches("HTTP/1.1 400").count() == 2 && !said.contains("connection: close"), "{said}");
 }
 
 #[test]
