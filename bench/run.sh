@@ -13,7 +13,8 @@ cd "$(dirname "$0")/.."
 SERVER_CPU=${SERVER_CPU:-1}
 GENERATOR_CPU=${GENERATOR_CPU:-0}
 PAIRS=${PAIRS:-3}
-SECONDS_EACH=${SECONDS_EACH:-10}
+SECONDS_EACH=${SECONDS_EACH:-24}
+WARM_UP=${WARM_UP:-12}
 KEPT_TRACES=${KEPT_TRACES:-1000000}
 # On a real disk: the journal syncs, and tmpfs would make that free.
 SCRATCH=${SCRATCH:-target/bench-scratch}
@@ -86,7 +87,7 @@ pairs() {
         say "== $name, pair $pair of $PAIRS"
         start_appliance
         load "$(endpoint otlp_grpc)" "$SCRATCH/$name-appliance-$pair.json" \
-            --duration "${SECONDS_EACH}s" --settle 6s "$@"
+            --duration "${SECONDS_EACH}s" --warm-up "${WARM_UP}s" --settle 6s "$@"
         stop_server
         start_sink
         # shellcheck disable=SC2086 # several words or none

@@ -127,6 +127,9 @@ pub(crate) struct Args {
     /// Wait this long after the last answer and account what the server still does with the spans
     #[arg(long, default_value = "0s", value_parser = parse_duration)]
     pub(crate) settle: Duration,
+    /// Account the time after this also by itself: by then memory has stopped growing
+    #[arg(long, default_value = "0s", value_parser = parse_duration)]
+    pub(crate) warm_up: Duration,
     /// Send again what was refused with leave to, after the time it asked for, and what failed
     #[arg(long)]
     pub(crate) retry: bool,
@@ -251,6 +254,8 @@ pub(crate) struct Report {
 struct ServerReport {
     /// Until the last answer.
     cpu_ns_per_span: CpuPerSpan,
+    /// From the end of `--warm-up` to the last answer.
+    steady_cpu_ns_per_span: CpuPerSpan,
     /// Until the end of `--settle`: decisions, archive and index included.
     settled_cpu_ns_per_span: CpuPerSpan,
     /// Interrupts on `--server-cpu`, which no process is charged for.
@@ -324,6 +329,7 @@ struct Measured {
 
 struct ServerUse {
     loaded: CpuTime,
+    steady: CpuPerSpan,
     settled: CpuTime,
     interrupts: Duration,
     rss_before: u64,
@@ -352,15 +358,19 @@ fn measure(args: &Args, run: &Arc<Run>) -> Result<Measured, Error> {
     let start = *run.start.get_or_init(clock::now);
     run.ready.wait();
 
-    let mut watch = Watch { run, server: server.as_ref(), start, rss_max: rss_before, said: start };
+    let warm = Warm { cpu: cpu_before, spans: 0, due: Some(args.warm_up) };
+    let mut watch = Watch { run, server: server.as_ref(), start, rss_max: rss_before, said: start, warm };
     let tally = watch.until_all_are_back(&results, args.threads)?;
     let elapsed = start.elapsed();
     let own = Process::own().cpu()?.since(own_before);
     let Some(process) = &server else { return Ok(Measured { tally, elapsed, own, server: None }) };
-    let loaded = process.cpu()?.since(cpu_before);
+    let (cpu, spans) = (process.cpu()?, run.acknowledged.load(Ordering::Relaxed));
+    let loaded = cpu.since(cpu_before);
+    let steady = cpu.since(watch.warm.cpu).per_span(spans.saturating_sub(watch.warm.spans));
     watch.settle(args.settle);
     let server = ServerUse {
         loaded,
+        steady,
         settled: process.cpu()?.since(cpu_before),
         interrupts: interrupt_time(&args.server_cpu)?.saturating_sub(interrupts_before),
         rss_before,
@@ -382,6 +392,15 @@ struct Watch<'a> {
     start: Instant,
     rss_max: u64,
     said: Instant,
+    warm: Warm,
+}
+
+/// Where the server stood when the warm-up was over.
+struct Warm {
+    cpu: CpuTime,
+    spans: u64,
+    /// Not yet over.
+    due: Option<Duration>,
 }
 
 impl Watch<'_> {
@@ -409,6 +428,12 @@ impl Watch<'_> {
     fn look(&mut self) {
         if let Some(rss) = self.server.and_then(|server| server.resident_bytes().ok()) {
             self.rss_max = self.rss_max.max(rss);
+        }
+        if let (Some(due), Some(server)) = (self.warm.due, self.server)
+            && self.start.elapsed() >= due
+            && let Ok(cpu) = server.cpu()
+        {
+            self.warm = Warm { cpu, spans: self.run.acknowledged.load(Ordering::Relaxed), due: None };
         }
         if self.said.elapsed() >= Duration::from_secs(1) {
             self.said = clock::now();
@@ -475,6 +500,7 @@ fn report(args: &Args, run: &Run, measured: Measured) -> Report {
         reasons: tally.reasons,
         server: server.map(|server| ServerReport {
             cpu_ns_per_span: server.loaded.per_span(spans),
+            steady_cpu_ns_per_span: server.steady,
             settled_cpu_ns_per_span: server.settled.per_span(spans),
             interrupt_ns_per_span: CpuTime { user: Duration::ZERO, system: server.interrupts }
                 .per_span(spans)

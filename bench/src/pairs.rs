@@ -41,6 +41,8 @@ struct Side {
     cpu_ns_per_span: f64,
     cpu_user_ns_per_span: f64,
     cpu_system_ns_per_span: f64,
+    /// After the warm-up, when memory has stopped growing.
+    steady_cpu_ns_per_span: f64,
     /// With what was still done with the spans after the last answer.
     settled_cpu_ns_per_span: f64,
     interrupt_ns_per_span: f64,
@@ -102,6 +104,7 @@ fn side(runs: Vec<Value>) -> Result<Side, Error> {
         cpu_ns_per_span: of(CPU)?,
         cpu_user_ns_per_span: of("/result/server/cpu_ns_per_span/user")?,
         cpu_system_ns_per_span: of("/result/server/cpu_ns_per_span/system")?,
+        steady_cpu_ns_per_span: of("/result/server/steady_cpu_ns_per_span/total")?,
         settled_cpu_ns_per_span: of("/result/server/settled_cpu_ns_per_span/total")?,
         interrupt_ns_per_span: of("/result/server/interrupt_ns_per_span")?,
         rss_bytes_max: of("/result/server/rss_bytes_max")?,
@@ -126,6 +129,7 @@ mod tests {
             "latency": {"p50_ms": 1.0, "p99_ms": 2.0, "p999_ms": 3.0, "max_ms": 4.0},
             "server": {
                 "cpu_ns_per_span": {"user": cpu / 2.0, "system": cpu / 2.0, "total": cpu},
+                "steady_cpu_ns_per_span": {"total": cpu - 1.0},
                 "settled_cpu_ns_per_span": {"total": cpu + 1.0},
                 "interrupt_ns_per_span": 5.0, "rss_bytes_max": 1_000_000,
             },
