@@ -66,6 +66,10 @@ impl Buffers {
         Ok(buffers)
     }
 
+    pub(super) fn count(&self) -> u16 {
+        self.plan.count
+    }
+
     pub(super) fn bytes_total(&self) -> usize {
         self.map_bytes
     }

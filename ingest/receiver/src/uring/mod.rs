@@ -2,8 +2,8 @@
 //! owns sockets and nothing of what is said on them: that is [`crate::connection`].
 //!
 //! A connection is accepted into the ring's own table of files and costs one submission, which brings everything it says
-//! in buffers of a fixed pool. So the steady path is one call of the kernel for everyone who said something and everyone
-//! who is answered.
+//! in buffers of a fixed pool. So the steady path is a call of the kernel for everyone who is answered and one for everyone
+//! who said something.
 //!
 //! Read in this order: `token`, `buffers` and `ring` (what is asked of the kernel), `peers`, `turn`, `probe`; `zero_copy` is for
 //! network cards that can.

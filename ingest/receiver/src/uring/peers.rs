@@ -1,6 +1,7 @@
 //! The connections of one thread: what is said on them and what the kernel does for them. Decides what to ask of the ring for each,
 //! once per turn; waits for nothing.
 
+use std::collections::VecDeque;
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -25,6 +26,8 @@ const SPARE_BYTES_MAX: usize = 64 << 10;
 enum Receiving {
     /// Nothing; it can be asked to.
     Not,
+    /// Nothing: it found no buffer, and waits for its turn to be asked again.
+    Starved,
     /// It brings what comes.
     Armed,
     /// It was asked to stop, and its last word is still to come.
@@ -57,6 +60,8 @@ pub(super) struct Peers {
     spare: Vec<Vec<u8>>,
     /// Those that something happened to in this turn.
     touched: Vec<Key>,
+    /// Those that found no receive buffer, in the order in which they are asked again.
+    starved: VecDeque<Key>,
 }
 
 impl Peers {
@@ -112,9 +117,12 @@ impl Peers {
                 peer.receiving = Receiving::Over;
                 peer.connection.end(now, desk);
             }
-            // It is asked again at the end of this turn, when every buffer is back.
-            Err(Errno::NOBUFS | Errno::NOMEM) => desk.shared.metrics.receive_buffers_short(),
-            Err(Errno::CANCELED | Errno::INTR | Errno::AGAIN) => {}
+            Err(Errno::NOBUFS | Errno::NOMEM) if peer.receiving == Receiving::Not => {
+                desk.shared.metrics.receive_buffers_short();
+                peer.receiving = Receiving::Starved;
+                self.starved.push_back(key);
+            }
+            Err(Errno::CANCELED | Errno::INTR | Errno::AGAIN | Errno::NOBUFS | Errno::NOMEM) => {}
             Err(_reset) => {
                 peer.receiving = Receiving::Over;
                 peer.connection.die(desk);
@@ -174,6 +182,7 @@ impl Peers {
 
     /// Asks the ring for what this turn made necessary, and lets go of whom nothing more is to be heard.
     pub(super) fn flush(&mut self, ring: &mut Ring) {
+        self.feed(ring);
         while let Some(key) = self.touched.pop() {
             let Some(peer) = self.peers.get_mut(key) else { continue };
             peer.is_listed = false;
@@ -198,6 +207,24 @@ impl Peers {
             if wish != Wish::Pause && peer.receiving == Receiving::Not {
                 ring.receive(key.index(), peer.file);
                 peer.receiving = Receiving::Armed;
+            }
+        }
+    }
+
+    /// Whether somebody waits for a receive buffer. All are the kernel's again by the end of a turn.
+    pub(super) fn are_starved(&self) -> bool {
+        !self.starved.is_empty()
+    }
+
+    /// Asks again for those that found no buffer, no more of them than there are buffers: each takes one at least, and whoever
+    /// finds none costs as much as whoever does.
+    fn feed(&mut self, ring: &mut Ring) {
+        for _ in 0..ring.buffer_count() {
+            let Some(key) = self.starved.pop_front() else { return };
+            let Some(peer) = self.peers.get_mut(key) else { continue };
+            if peer.receiving == Receiving::Starved {
+                peer.receiving = Receiving::Not;
+                self.touch(key);
             }
         }
     }

@@ -119,7 +119,8 @@ fn make_ring(core: usize, config: &ReceiverConfig) -> io::Result<Ring> {
 impl Turning {
     /// Sleeps until something happens or is due; not at all when there is something to do.
     fn wait(&mut self) -> Monotonic {
-        let rest = if self.inbox.park() { self.rest() } else { Some(Duration::ZERO) };
+        let may_sleep = !self.peers.are_starved() && self.inbox.park();
+        let rest = if may_sleep { self.rest() } else { Some(Duration::ZERO) };
         self.ring.wait(rest);
         self.inbox.unpark();
         clock::monotonic()
