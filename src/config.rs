@@ -510,7 +510,15 @@ impl Config {
     /// What the receiver is told.
     pub(crate) fn receiver(&self, cores: u16, cpus: &Cpus, memory_bytes: u64) -> ReceiverConfig {
         let Receivers { otlp, zipkin, jaeger, .. } = &self.receivers;
-        let Otlp { protocols, driver, zero_copy, max_connections, header_timeout, body_timeout, idle_timeout } = otlp;
+        let Otlp {
+            protocols,
+            driver,
+            zero_copy,
+            max_connections,
+            header_timeout,
+            body_timeout,
+            idle_timeout,
+        } = otlp;
         let Protocols { grpc, http } = protocols;
         // An eighth of the budget, as design section 5 leaves for buffers; never less than two maximal requests.
         let in_flight = (memory_bytes / 8).max(2 * grpc.max_recv_msg_size.0);
