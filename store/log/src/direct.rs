@@ -4,13 +4,14 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::OFlags;
 
-/// Positions and lengths that every disk accepts; commits are padded to it.
+/// Positions, lengths and addresses that nearly every disk accepts; commits are padded to it and lie so in memory.
 const ALIGNMENT: usize = 512;
 
 /// Where memory for direct writes begins: a page, which satisfies every device.
@@ -23,8 +24,14 @@ const CHUNK_BYTES: usize = 1 << 20;
 #[derive(Debug)]
 pub(crate) struct DirectFile {
     file: File,
-    /// Room for one chunk from an aligned place on.
+    /// Room for one chunk from an aligned place on; made when it is first needed.
     staging: Mutex<Vec<u8>>,
+}
+
+impl AsFd for DirectFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
 }
 
 impl DirectFile {
@@ -32,7 +39,7 @@ impl DirectFile {
     pub(crate) fn open(path: &Path) -> Option<Self> {
         let flags = i32::try_from(OFlags::DIRECT.bits()).ok()?;
         let file = OpenOptions::new().write(true).custom_flags(flags).open(path).ok()?;
-        Some(Self { file, staging: Mutex::new(vec![0; CHUNK_BYTES + MEMORY_ALIGNMENT]) })
+        Some(Self { file, staging: Mutex::default() })
     }
 
     /// Whether all of it can be written directly.
@@ -43,7 +50,13 @@ impl DirectFile {
 
     /// Writes all slices one behind the other.
     pub(crate) fn write_at(&self, slices: &[IoSlice<'_>], mut position: u64) -> io::Result<()> {
+        if let [slice] = slices
+            && slice.as_ptr().addr().is_multiple_of(ALIGNMENT)
+        {
+            return self.file.write_all_at(slice, position);
+        }
         let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
+        staging.resize(CHUNK_BYTES + MEMORY_ALIGNMENT, 0);
         let start = staging.as_ptr().align_offset(MEMORY_ALIGNMENT).min(MEMORY_ALIGNMENT);
         let chunk = &mut staging[start..start + CHUNK_BYTES];
         let mut filled = 0;

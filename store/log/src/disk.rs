@@ -3,6 +3,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -123,6 +124,13 @@ pub struct RealFile {
     file: File,
     /// For writes past the page cache; only files that are made to be filled have it.
     direct: Option<DirectFile>,
+}
+
+impl AsFd for RealFile {
+    /// What large aligned writes should go through.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.direct.as_ref().map_or_else(|| self.file.as_fd(), DirectFile::as_fd)
+    }
 }
 
 impl Disk for RealDisk {

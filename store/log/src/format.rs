@@ -6,17 +6,17 @@
 //!   {base offset, 20 digits}.quarantined   "this segment is damaged": first line `end_offset N`, then a line per damage
 //!   {epoch, 10 digits}.epoch               empty; the newest epoch, raised by renaming it
 //!
-//! a segment                      little endian, everything begins on a sector of 512 bytes
-//!   +0      header, 512 bytes
+//! a segment                      little endian, commits begin on a block of 4,096 bytes
+//!   +0      header, a sector of 512 bytes
 //!   +512    the same again, so that one bad sector does not take the segment with it
-//!   +1024   commits, one behind the other
+//!   +4096   commits, one behind the other
 //!           seal, once the segment is complete; the file ends with it
 //!           (before that: preallocated zeros)
 //!
 //! header                                  commit
 //!   0  magic          8  "SLUICLOG"         0  magic          u32  "SLCM"
 //!   8  crc            u32  of 12..512       4  crc            u32  of 8..64, seeded with the salt
-//!  12  version        u16  1                8  kind           u16  1 records, 2 seal
+//!  12  version        u16  2                8  kind           u16  1 records, 2 seal
 //!  14  reserved       u16                  10  reserved       u16
 //!  16  epoch          u32                  12  epoch          u32
 //!  20  reserved       u32                  16  base offset    u64  of its first record
@@ -27,8 +27,9 @@
 //!                                          48  zero sectors   u32
 //!                                          52  zeros
 //!                                          64  table: {length u32, crc u32} for each record
-//!                                              payloads
 //!                                              zeros up to the next sector
+//!                                              payloads, one behind the other
+//!                                              zeros up to the next block
 //! ```
 //!
 //! - Every checksum is CRC-32C. The **salt** of a segment is its header's crc: a commit of another segment, or one that
@@ -45,15 +46,19 @@
 //!  32  entry count      u32  |  36  crc of 0..36, seeded with the salt     u32
 //! ```
 
-use bytes::Bytes;
 use store_model::{Epoch, Offset, UnixNanos};
 
 /// Disks promise to write this much at once or not at all.
 pub(crate) const SECTOR_BYTES: usize = 512;
 const SEGMENT_MAGIC: [u8; 8] = *b"SLUICLOG";
-const SEGMENT_VERSION: u16 = 1;
-/// Both copies of the header.
-pub(crate) const SEGMENT_HEADER_BYTES: u64 = 1024;
+/// 1 had payloads right behind the table, where no writer could lay them out before it knew how many there are, and commits
+/// on sectors.
+const SEGMENT_VERSION: u16 = 2;
+/// What file systems reserve. A direct write of whole blocks has nothing to clear around it, so it need not wait for
+/// others, and the kernel does it at once instead of handing it to a thread.
+pub(crate) const BLOCK_BYTES: usize = 4096;
+/// Both copies of the header, and zeros up to the first commit.
+pub(crate) const SEGMENT_HEADER_BYTES: u64 = BLOCK_BYTES as u64;
 const COMMIT_MAGIC: [u8; 4] = *b"SLCM";
 pub(crate) const COMMIT_HEADER_BYTES: usize = 64;
 pub(crate) const TABLE_ENTRY_BYTES: usize = 8;
@@ -255,13 +260,13 @@ impl CommitHeader {
 
     /// Where the payloads begin, counted from the commit's first byte.
     pub(crate) fn payload_start(&self) -> u64 {
-        COMMIT_HEADER_BYTES as u64 + self.table_bytes()
+        (COMMIT_HEADER_BYTES as u64 + self.table_bytes()).next_multiple_of(SECTOR_BYTES as u64)
     }
 
     /// Bytes from this commit to the next, capped far beyond any file.
     pub(crate) fn extent(&self) -> u64 {
         let bytes = self.payload_start().saturating_add(self.payload_bytes.min(1 << 60));
-        bytes.next_multiple_of(SECTOR_BYTES as u64)
+        bytes.next_multiple_of(BLOCK_BYTES as u64)
     }
 }
 
@@ -299,66 +304,51 @@ pub(crate) struct CommitFacts {
     pub(crate) timestamp: UnixNanos,
 }
 
-/// How long the commit of these records will be.
-pub(crate) fn commit_bytes(records: &[[Bytes; 2]]) -> u64 {
-    let payload: usize = records.iter().flatten().map(Bytes::len).sum();
-    let bytes = COMMIT_HEADER_BYTES + records.len() * TABLE_ENTRY_BYTES + payload;
-    bytes.next_multiple_of(SECTOR_BYTES) as u64
+/// Bytes of header and table, zeros included.
+pub(crate) fn front_bytes(table_bytes: usize) -> usize {
+    (COMMIT_HEADER_BYTES + table_bytes).next_multiple_of(SECTOR_BYTES)
 }
 
-/// Writes header and table into `front`, and returns the zeros that follow the payloads. The payloads are not copied.
-pub(crate) fn encode_commit(
-    front: &mut Vec<u8>,
+/// How long a commit with this table and these payloads will be.
+pub(crate) fn commit_bytes(table_bytes: usize, payload_bytes: usize) -> u64 {
+    (front_bytes(table_bytes) + payload_bytes).next_multiple_of(BLOCK_BYTES) as u64
+}
+
+/// Fills `front`, [`front_bytes`] long, with header and table of a commit whose payloads hold `zero_sectors`.
+pub(crate) fn encode_front(
+    front: &mut [u8],
     facts: CommitFacts,
     salt: Salt,
-    records: &[[Bytes; 2]],
-) -> &'static [u8] {
+    table: &[u8],
+    payload_bytes: u64,
+    zero_sectors: u32,
+) {
     let CommitFacts { kind, epoch, base_offset, timestamp } = facts;
-    front.clear();
+    let record_count = table.len() / TABLE_ENTRY_BYTES;
+    let (header, rest) = front.split_at_mut(COMMIT_HEADER_BYTES);
+    let (place, padding) = rest.split_at_mut(table.len());
+    place.copy_from_slice(table);
+    padding.fill(0);
     // Stands for the header; only its being anything but zeros matters until it is known.
-    front.resize(COMMIT_HEADER_BYTES, u8::MAX);
-    let mut payload_bytes = 0;
-    for [head, body] in records {
-        let bytes = head.len() + body.len();
-        let length = u32::try_from(bytes).expect("append refuses records this long");
-        payload_bytes += bytes;
-        front.extend(length.to_le_bytes());
-        front.extend(crc32c::crc32c_append(crc32c::crc32c(head), body).to_le_bytes());
-    }
-    let unpadded = front.len() + payload_bytes;
-    let padding = &ZEROS[..unpadded.next_multiple_of(SECTOR_BYTES) - unpadded];
-    let payloads = records.iter().flatten().map(|part| &part[..]);
-    let zero_sectors = count_zero_sectors(std::iter::once(&front[..]).chain(payloads).chain([padding]));
+    header.fill(u8::MAX);
+    let zero_sectors = zero_sectors.saturating_add(count_zero_sectors(front));
     let header = CommitHeader {
         kind,
         epoch,
         base_offset,
         timestamp,
-        payload_bytes: payload_bytes as u64,
-        record_count: u32::try_from(records.len()).expect("memory holds no four billion records"),
-        table_crc: crc32c::crc32c(&front[COMMIT_HEADER_BYTES..]),
+        payload_bytes,
+        record_count: u32::try_from(record_count).expect("memory holds no four billion records"),
+        table_crc: crc32c::crc32c(table),
         zero_sectors,
     };
     front[..COMMIT_HEADER_BYTES].copy_from_slice(&header.encode(salt));
-    padding
 }
 
-/// How many sectors of the concatenated parts hold nothing but zeros.
-pub(crate) fn count_zero_sectors<'a>(parts: impl Iterator<Item = &'a [u8]>) -> u32 {
-    let (mut count, mut filled, mut zero) = (0u32, 0, true);
-    for mut part in parts {
-        while !part.is_empty() {
-            let (now, later) = part.split_at(part.len().min(SECTOR_BYTES - filled));
-            zero = zero && is_zero(now);
-            filled += now.len();
-            part = later;
-            if filled == SECTOR_BYTES {
-                count = count.saturating_add(u32::from(zero));
-                (filled, zero) = (0, true);
-            }
-        }
-    }
-    count
+/// How many whole sectors hold nothing but zeros.
+pub(crate) fn count_zero_sectors(bytes: &[u8]) -> u32 {
+    let zeros = bytes.chunks_exact(SECTOR_BYTES).filter(|sector| is_zero(sector)).count();
+    u32::try_from(zeros).unwrap_or(u32::MAX)
 }
 
 /// Where a commit begins.
@@ -415,10 +405,10 @@ pub(crate) fn encode_seal(
 ) -> Vec<u8> {
     let entry_count = u32::try_from(entries.len()).expect("a segment has fewer than four billion commits");
     let trailer = Trailer { seal_position: position, end_offset, newest_at, entry_count };
-    let front_bytes = COMMIT_HEADER_BYTES + TABLE_ENTRY_BYTES;
-    let bytes = front_bytes + entries.len() * SEAL_ENTRY_BYTES + TRAILER_BYTES;
     // The trailer ends the file, so the zeros stand before it instead of behind the payload.
-    let payload_bytes = bytes.next_multiple_of(SECTOR_BYTES) - front_bytes;
+    let front_bytes = front_bytes(TABLE_ENTRY_BYTES);
+    let bytes = front_bytes + entries.len() * SEAL_ENTRY_BYTES + TRAILER_BYTES;
+    let payload_bytes = bytes.next_multiple_of(BLOCK_BYTES) - front_bytes;
     let mut payload = Vec::with_capacity(payload_bytes);
     for entry in entries {
         payload.extend(entry.offset.0.to_le_bytes());
@@ -426,18 +416,20 @@ pub(crate) fn encode_seal(
     }
     payload.resize(payload_bytes - TRAILER_BYTES, 0);
     payload.extend(trailer.encode(salt));
-    let records = [[Bytes::from(payload), Bytes::new()]];
-    let mut seal = Vec::new();
     let facts = CommitFacts { kind: Kind::Seal, epoch, base_offset: end_offset, timestamp: newest_at };
-    encode_commit(&mut seal, facts, salt, &records);
-    seal.extend_from_slice(&records[0][0]);
+    let length = u32::try_from(payload_bytes).expect("a seal is shorter than its segment");
+    let table = [length.to_le_bytes(), crc32c::crc32c(&payload).to_le_bytes()].concat();
+    let mut seal = vec![0; front_bytes];
+    encode_front(&mut seal, facts, salt, &table, payload_bytes as u64, count_zero_sectors(&payload));
+    seal.extend_from_slice(&payload);
     seal
 }
 
 /// The entries of a seal, if these bytes are one.
 pub(crate) fn parse_seal(bytes: &[u8], salt: Salt, trailer: &Trailer) -> Option<Vec<Entry>> {
     let header = CommitHeader::parse(bytes, salt)?;
-    let (table, payload) = bytes[COMMIT_HEADER_BYTES..].split_at_checked(TABLE_ENTRY_BYTES)?;
+    let (front, payload) = bytes.split_at_checked(front_bytes(TABLE_ENTRY_BYTES))?;
+    let table = &front[COMMIT_HEADER_BYTES..COMMIT_HEADER_BYTES + TABLE_ENTRY_BYTES];
     if header.kind != Kind::Seal || header.record_count != 1 {
         return None;
     }
@@ -495,20 +487,26 @@ mod tests {
         assert_eq!(SegmentHeader::parse(&bytes), Err(HeaderProblem::UnknownVersion(9)));
     }
 
+    /// The front of a commit of one empty record.
+    fn front(facts: CommitFacts, salt: Salt) -> Vec<u8> {
+        let mut front = vec![0; front_bytes(TABLE_ENTRY_BYTES)];
+        encode_front(&mut front, facts, salt, &[0; TABLE_ENTRY_BYTES], 0, 0);
+        front
+    }
+
     #[test]
     fn a_commit_of_another_segment_is_no_commit_of_this_one() {
         let (_, salt) = header().encode();
         let (_, other) = SegmentHeader { epoch: Epoch(4), ..header() }.encode();
-        let mut front = Vec::new();
-        encode_commit(&mut front, facts(), salt, &[]);
+        let front = front(facts(), salt);
         assert!(CommitHeader::parse(&front, salt).is_some());
         assert_eq!(CommitHeader::parse(&front, other), None);
     }
 
     #[test]
-    fn zero_sectors_are_counted_across_parts() {
-        let parts: [&[u8]; 4] = [&[0; 500], &[0; 12], &[0; 600], &[1; 424]];
-        assert_eq!(count_zero_sectors(parts.into_iter()), 2);
+    fn zero_sectors_are_counted() {
+        let bytes = [vec![0; 512], vec![1; 512], vec![0; 511], vec![1], vec![0; 1024]].concat();
+        assert_eq!(count_zero_sectors(&bytes), 3);
     }
 
     proptest! {
@@ -524,32 +522,19 @@ mod tests {
         }
 
         #[test]
-        fn a_commit_comes_back(records: Vec<(Vec<u8>, Vec<u8>)>, base: u32, at: u64, flip: prop::sample::Index) {
+        fn any_flipped_bit_of_header_and_table_is_noticed(base: u32, at: u64, flip: prop::sample::Index) {
             let (_, salt) = header().encode();
-            let records: Vec<[Bytes; 2]> = records.into_iter().map(|(a, b)| [a.into(), b.into()]).collect();
             let facts = CommitFacts { base_offset: Offset(base.into()), timestamp: UnixNanos(at), ..facts() };
-            let mut bytes = Vec::new();
-            let padding = encode_commit(&mut bytes, facts, salt, &records);
-            let front = bytes.len();
-            records.iter().flatten().for_each(|part| bytes.extend_from_slice(part));
-            bytes.extend_from_slice(padding);
-            prop_assert_eq!(bytes.len() as u64, commit_bytes(&records));
-
-            let header = CommitHeader::parse(&bytes, salt).unwrap();
-            prop_assert_eq!(header.extent(), bytes.len() as u64);
-            prop_assert_eq!(header.payload_start(), front as u64);
-            prop_assert_eq!(header.end_offset(), Offset(u64::from(base) + records.len() as u64));
-            prop_assert_eq!(header.zero_sectors, count_zero_sectors([&bytes[..]].into_iter()));
-            let table = parse_table(&bytes[COMMIT_HEADER_BYTES..front], &header).unwrap();
-            for (entry, [head, body]) in table.iter().zip(&records) {
-                prop_assert!(entry.matches(&[&head[..], &body[..]].concat()));
-            }
-            // Any flipped bit before the payloads is noticed.
-            let bit = flip.index(front * 8);
+            let mut bytes = front(facts, salt);
+            let end = COMMIT_HEADER_BYTES + TABLE_ENTRY_BYTES;
+            let table = |bytes: &[u8]| {
+                let header = CommitHeader::parse(bytes, salt)?;
+                parse_table(&bytes[COMMIT_HEADER_BYTES..end], &header)
+            };
+            prop_assert_eq!(table(&bytes), Some(vec![TableEntry { length: 0, crc: 0 }]));
+            let bit = flip.index(end * 8);
             bytes[bit / 8] ^= 1 << (bit % 8);
-            let table = CommitHeader::parse(&bytes, salt)
-                .and_then(|header| parse_table(&bytes[COMMIT_HEADER_BYTES..front], &header));
-            prop_assert_eq!(table, None);
+            prop_assert_eq!(table(&bytes), None);
         }
 
         #[test]
@@ -558,7 +543,7 @@ mod tests {
             let entries: Vec<Entry> =
                 (1..=count).map(|n| Entry { offset: Offset(n * 3), position: n * 1024 }).collect();
             let seal = encode_seal(position.into(), Epoch(3), salt, Offset(end), UnixNanos(at), &entries);
-            prop_assert!(seal.len().is_multiple_of(SECTOR_BYTES));
+            prop_assert!(seal.len().is_multiple_of(BLOCK_BYTES));
             let trailer = Trailer::parse(seal.last_chunk().unwrap(), salt).unwrap();
             prop_assert_eq!(trailer.seal_position, u64::from(position));
             prop_assert_eq!((trailer.end_offset, trailer.newest_at), (Offset(end), UnixNanos(at)));

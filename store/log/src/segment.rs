@@ -203,14 +203,15 @@ impl<F: DiskFile> SegmentFile<F> {
         };
         // The sum of both is at most the extent, which is the length of `bytes`.
         let (front, rest) = bytes.split_at(usize::try_from(header.payload_start()).unwrap_or(usize::MAX));
-        let damages = match format::parse_table(&front[COMMIT_HEADER_BYTES..], &header) {
+        let table_end = COMMIT_HEADER_BYTES + usize::try_from(header.table_bytes()).unwrap_or(usize::MAX);
+        let damages = match format::parse_table(&front[COMMIT_HEADER_BYTES..table_end], &header) {
             None => vec![whole("the commit's table does not match its checksum")],
             Some(table) => broken_records(position, &header, &table, rest),
         };
         if damages.is_empty() {
             return Ok(Block::Intact(header));
         }
-        let unwritten = format::count_zero_sectors(std::iter::once(&bytes[..])) > header.zero_sectors;
+        let unwritten = format::count_zero_sectors(&bytes) > header.zero_sectors;
         Ok(Block::Broken { header, damages, unwritten })
     }
 

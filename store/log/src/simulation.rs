@@ -313,7 +313,7 @@ fn a_full_disk_refuses_commits_and_takes_them_once_there_is_space_again() {
             writer.append([Bytes::from(vec![byte; 3000]), Bytes::new()]);
             writer.commit(Sync::Durable, UnixNanos(0))
         };
-        disk.set_faults(Faults { capacity_bytes: 20_000, ..Faults::default() });
+        disk.set_faults(Faults { capacity_bytes: 40_000, ..Faults::default() });
         let mut taken = 0;
         let error = loop {
             match commit(taken) {
@@ -387,7 +387,7 @@ fn account(world: &World, reader: &Reader<SimDisk>) -> u64 {
 #[test]
 fn flipped_bits_are_reported_and_never_served_nor_dropped() {
     let mut damaged = 0;
-    for seed in 0..400 {
+    for seed in 0..800 {
         let (mut world, paths) = filled(seed);
         let mut touched = Vec::new();
         for _ in 0..=world.random.below(2) {

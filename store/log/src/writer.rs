@@ -2,6 +2,7 @@
 //! what recovery found. Decides nothing about damage; [`crate::recovery`] does.
 
 use std::io::{self, IoSlice};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,10 +12,11 @@ use tracing::warn;
 
 use crate::disk::{Disk, DiskFile};
 use crate::error::{self, Error};
-use crate::format::{self, CommitFacts, FileName, Kind, SEGMENT_HEADER_BYTES, SegmentHeader};
+use crate::format::{CommitFacts, FileName, Kind, SEGMENT_HEADER_BYTES, SegmentHeader};
 use crate::reader::Reader;
 use crate::recovery::{self, Expect, Found, Names, Quarantined, State};
 use crate::segment::{Map, SegmentFile};
+use crate::stage::Stage;
 use crate::view::{Loaded, Segment, Shared, View};
 
 /// Where a partition lies and how its segments are cut.
@@ -86,11 +88,44 @@ pub struct Writer<D: Disk> {
     epoch: Epoch,
     /// The segment that is appended to.
     open: Option<Offset>,
-    pending: Vec<[Bytes; 2]>,
+    pending: Stage,
     newest_at: UnixNanos,
     is_poisoned: bool,
-    /// Header and table of a commit, kept for its capacity.
-    front: Vec<u8>,
+}
+
+/// A commit on its way to the disk: between [`Writer::begin`] and [`Writer::end`].
+#[derive(Debug)]
+pub struct Flight<F> {
+    file: SegmentFile<F>,
+    segment: Offset,
+    first: Offset,
+    records: u64,
+    rolled: bool,
+    /// Where its bytes lie in the stage's memory.
+    pub range: Range<usize>,
+    /// Where they go in the file.
+    pub position: u64,
+}
+
+impl<F: DiskFile> Flight<F> {
+    /// The file that the bytes go to.
+    #[must_use]
+    pub fn file(&self) -> &Arc<F> {
+        &self.file.file
+    }
+
+    /// Writes the bytes here and now.
+    ///
+    /// # Errors
+    /// What the disk says; it is for [`Writer::end`] to judge.
+    pub fn write(&self, stage: &Stage, sync: Sync) -> io::Result<()> {
+        self.file.file.write_at(&[IoSlice::new(stage.bytes(self.range.clone()))], self.position)?;
+        match sync {
+            // Whatever it says: a sync that failed is never a mere lack of space, after which one may go on.
+            Sync::Durable => self.file.file.sync_data().map_err(io::Error::other),
+            Sync::PageCache => Ok(()),
+        }
+    }
 }
 
 impl<D: Disk> Writer<D> {
@@ -132,34 +167,31 @@ impl<D: Disk> Writer<D> {
             shared: Arc::new(Shared::new(disk, directory, view, true)),
             epoch,
             open: None,
-            pending: Vec::new(),
+            pending: Stage::default(),
             newest_at,
             is_poisoned: false,
-            front: Vec::new(),
         };
         Ok((writer, Recovery { end_offset: end, epoch, truncated, quarantined }))
     }
 
-    /// Adds a record, `head` and `body` one behind the other, to the next commit. Neither is copied.
+    /// Adds a record, `head` and `body` one behind the other, to the next commit.
     ///
     /// # Panics
     /// When a record is 4 GiB or longer: bodies are limited far below that.
-    pub fn append(&mut self, parts: [Bytes; 2]) {
-        let bytes = parts[0].len() + parts[1].len();
-        assert!(u32::try_from(bytes).is_ok(), "a record's length fits 32 bits");
-        self.pending.push(parts);
+    pub fn append(&mut self, [head, body]: [Bytes; 2]) {
+        self.pending.push(&head, &body);
     }
 
     /// How many bytes the next commit will write.
     #[must_use]
     pub fn pending_bytes(&self) -> u64 {
-        if self.pending.is_empty() { 0 } else { format::commit_bytes(&self.pending) }
+        self.pending.commit_bytes()
     }
 
     /// How many records the next commit will hold.
     #[must_use]
     pub fn pending_records(&self) -> u64 {
-        self.pending.len() as u64
+        self.pending.records()
     }
 
     /// Writes what was appended, in one write and one sync, and shows it to readers. After an error nothing of it stays
@@ -168,18 +200,70 @@ impl<D: Disk> Writer<D> {
     /// # Errors
     /// [`Error::NoSpace`] may be tried again; after any other the partition is poisoned until [`Self::reopen`].
     pub fn commit(&mut self, sync: Sync, now: UnixNanos) -> Result<Committed, Error> {
-        let records = std::mem::take(&mut self.pending);
+        let mut stage = std::mem::take(&mut self.pending);
+        let result = self.commit_stage(&mut stage, sync, now);
+        self.pending = stage;
+        result
+    }
+
+    /// As [`Self::commit`], for records collected elsewhere. The stage is empty afterwards, whatever happened.
+    ///
+    /// # Errors
+    /// As [`Self::commit`].
+    pub fn commit_stage(
+        &mut self,
+        stage: &mut Stage,
+        sync: Sync,
+        now: UnixNanos,
+    ) -> Result<Committed, Error> {
+        let first = self.end_offset();
+        let result = if stage.is_empty() && !self.is_poisoned {
+            Ok(Committed { first, end: first, bytes: 0, rolled: false })
+        } else {
+            self.begin(stage, now).and_then(|flight| {
+                let written = flight.write(stage, sync);
+                self.end(flight, written)
+            })
+        };
+        stage.clear();
+        result
+    }
+
+    /// Whether the commit of these records needs one write and nothing else: no new segment, no repair.
+    #[must_use]
+    pub fn takes(&self, stage: &Stage) -> bool {
+        let Some(base) = self.open.filter(|_| !self.is_poisoned) else { return false };
+        let (is_full, is_damaged) = self.state_of_open(base, stage.commit_bytes());
+        !is_full && !is_damaged
+    }
+
+    /// Begins the commit of these records, which somebody else writes, durably: the bytes in [`Flight::range`] of the stage's
+    /// memory. [`Self::end`] has to follow before the next one begins. Makes a new segment where that is due.
+    ///
+    /// # Errors
+    /// As [`Self::commit`].
+    pub fn begin(&mut self, stage: &mut Stage, now: UnixNanos) -> Result<Flight<D::File>, Error> {
         if self.is_poisoned {
             return Err(Error::Poisoned);
         }
-        let first = self.end_offset();
-        if records.is_empty() {
-            return Ok(Committed { first, end: first, bytes: 0, rolled: false });
-        }
         self.newest_at = self.newest_at.max(now);
-        let result = self.try_commit(&records, sync, first);
-        self.is_poisoned = result.as_ref().is_err_and(|error| !error.is_retryable());
+        let result = self.try_begin(stage);
+        self.note_failure(&result);
         result
+    }
+
+    /// Ends a commit: shows it to readers, or sees to it that nothing of it stays.
+    ///
+    /// # Errors
+    /// As [`Self::commit`].
+    pub fn end(&mut self, flight: Flight<D::File>, written: io::Result<()>) -> Result<Committed, Error> {
+        let result = self.try_end(flight, written);
+        self.note_failure(&result);
+        result
+    }
+
+    fn note_failure<T>(&mut self, result: &Result<T, Error>) {
+        self.is_poisoned = result.as_ref().is_err_and(|error| !error.is_retryable());
     }
 
     /// Whether commits are refused because one failed.
@@ -273,19 +357,42 @@ impl<D: Disk> Writer<D> {
         Ok(freed)
     }
 
-    fn try_commit(&mut self, records: &[[Bytes; 2]], sync: Sync, first: Offset) -> Result<Committed, Error> {
-        let bytes = format::commit_bytes(records);
+    fn try_begin(&mut self, stage: &mut Stage) -> Result<Flight<D::File>, Error> {
+        let first = self.end_offset();
+        let bytes = stage.commit_bytes();
         self.roll_if_needed(bytes)?;
         let rolled = self.open.is_none();
-        let base = match self.open {
+        let segment = match self.open {
             Some(base) => base,
             None => self.begin_segment(first, bytes)?,
         };
-        self.write(base, records, sync, first)?;
-        let end = first.plus(records.len() as u64);
+        let (file, position, _) = self.open_file(segment);
+        let facts = CommitFacts {
+            kind: Kind::Records,
+            epoch: self.epoch,
+            base_offset: first,
+            timestamp: self.newest_at,
+        };
+        let range = stage.close(facts, file.salt);
+        Ok(Flight { file, segment, first, records: stage.records(), rolled, range, position })
+    }
+
+    fn try_end(&mut self, flight: Flight<D::File>, written: io::Result<()>) -> Result<Committed, Error> {
+        let Flight { file, segment, first, records, rolled, range, position } = flight;
+        if let Err(source) = written {
+            let operation = "write to";
+            if !error::is_no_space(&source) {
+                return Err(Error::fatal(&file.path, operation, source));
+            }
+            // What was written of it must not stand where the next commit is expected.
+            file.cut(position)?;
+            return Err(Error::io(&file.path, operation, source));
+        }
+        let bytes = range.len() as u64;
+        let end = first.plus(records);
         let newest_at = self.newest_at;
         let mut view = self.shared.change();
-        if let Some(segment) = view.segment_mut(base) {
+        if let Some(segment) = view.segment_mut(segment) {
             if let Some(Loaded { map, .. }) = &mut segment.loaded {
                 map.note(first, segment.used);
             }
@@ -296,43 +403,6 @@ impl<D: Disk> Writer<D> {
         }
         view.end = end;
         Ok(Committed { first, end, bytes, rolled })
-    }
-
-    fn write(
-        &mut self,
-        base: Offset,
-        records: &[[Bytes; 2]],
-        sync: Sync,
-        first: Offset,
-    ) -> Result<(), Error> {
-        let (file, used, _) = self.open_file(base);
-        let facts = CommitFacts {
-            kind: Kind::Records,
-            epoch: self.epoch,
-            base_offset: first,
-            timestamp: self.newest_at,
-        };
-        let mut front = std::mem::take(&mut self.front);
-        let padding = format::encode_commit(&mut front, facts, file.salt, records);
-        let parts = records.iter().flatten().map(|part| &part[..]).filter(|part| !part.is_empty());
-        let slices: Vec<IoSlice<'_>> =
-            std::iter::once(&front[..]).chain(parts).chain([padding]).map(IoSlice::new).collect();
-        let written = file.file.write_at(&slices, used);
-        drop(slices);
-        self.front = front;
-        if let Err(source) = written {
-            let operation = "write to";
-            if !error::is_no_space(&source) {
-                return Err(Error::fatal(&file.path, operation, source));
-            }
-            // What was written of it must not stand where the next commit is expected.
-            file.cut(used)?;
-            return Err(Error::io(&file.path, operation, source));
-        }
-        match sync {
-            Sync::Durable => file.sync(),
-            Sync::PageCache => Ok(()),
-        }
     }
 
     /// The open segment's file, where its commits end, and its end offset.
@@ -395,15 +465,18 @@ impl<D: Disk> Writer<D> {
     /// Ends the open segment when the next commit would make it too long, or when a reader found damage in it.
     fn roll_if_needed(&mut self, commit_bytes: u64) -> Result<(), Error> {
         let Some(base) = self.open else { return Ok(()) };
-        let (is_full, is_damaged) = {
-            let view = self.shared.look();
-            let segment = view.segment(base).expect("the open segment is in the view until it is sealed");
-            (segment.used + commit_bytes > self.options.segment_bytes_max, segment.quarantined.is_some())
-        };
+        let (is_full, is_damaged) = self.state_of_open(base, commit_bytes);
         if is_damaged {
             return self.retire_open(base);
         }
         if is_full { self.seal_open() } else { Ok(()) }
+    }
+
+    /// Whether so many bytes more make the open segment too long, and whether a reader found damage in it.
+    fn state_of_open(&self, base: Offset, commit_bytes: u64) -> (bool, bool) {
+        let view = self.shared.look();
+        let segment = view.segment(base).expect("the open segment is in the view until it is sealed");
+        (segment.used + commit_bytes > self.options.segment_bytes_max, segment.quarantined.is_some())
     }
 
     /// Ends the open segment, in which a reader found damage.

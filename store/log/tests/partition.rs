@@ -68,7 +68,7 @@ fn records_come_back_at_their_offsets_across_segments_and_restarts() {
     let (mut writer, recovery) = open(directory.path());
     assert_eq!((recovery.end_offset, recovery.epoch), (Offset(0), Epoch(1)));
     append(&mut writer, 2);
-    assert!(writer.pending_records() == 2 && writer.pending_bytes().is_multiple_of(512));
+    assert!(writer.pending_records() == 2 && writer.pending_bytes().is_multiple_of(4096));
     let pending = writer.pending_bytes();
     let committed = writer.commit(Sync::Durable, UnixNanos(5)).unwrap();
     assert_eq!((committed.first, committed.end, committed.bytes), (Offset(0), Offset(2), pending));
@@ -228,7 +228,7 @@ fn damage_in_a_sealed_segment_is_said_once_marked_and_kept() {
     let segment = writer.reader().segments()[1].clone();
     drop(writer);
     // Behind the header, the commit's header, its table of three and the first record's first bytes.
-    flip(&segment.path, 1024 + 64 + 24 + 3);
+    flip(&segment.path, 4096 + 512 + 3);
     let damaged = std::fs::read(&segment.path).unwrap();
 
     let (mut writer, recovery) = open(directory.path());
@@ -263,7 +263,7 @@ fn damage_found_in_the_open_segment_ends_it_and_nothing_behind_is_lost() {
     let (mut writer, _) = open(directory.path());
     fill(&mut writer, 3);
     let segment = writer.reader().segments()[0].clone();
-    flip(&segment.path, 1024 + 64 + 24 + 3);
+    flip(&segment.path, 4096 + 512 + 3);
     append(&mut writer, 3);
     assert!(matches!(writer.reader().read(Offset(0)), Err(Error::Damaged { .. })));
     assert!(writer.commit(Sync::Durable, UnixNanos(9)).unwrap().rolled);
