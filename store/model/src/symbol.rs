@@ -74,20 +74,79 @@ impl Symbols {
     /// A private cache for one thread.
     #[must_use]
     pub fn cache(&self) -> SymbolCache {
-        SymbolCache { symbols: self.clone(), known: HashMap::new() }
+        let recent = vec![Recent::default(); RECENT_COUNT];
+        SymbolCache { symbols: self.clone(), known: HashMap::new(), recent }
     }
 }
 
-/// One thread's view of [`Symbols`]: known names cost one hash, no lock.
+/// Names that are found again at once. A power of two.
+const RECENT_COUNT: usize = 256;
+
+/// The longest of them; longer ones are looked up.
+const RECENT_BYTES_MAX: usize = 56;
+
+/// A name seen lately, whole in one cache line.
+#[derive(Clone, Copy, Debug)]
+#[repr(align(64))]
+struct Recent {
+    symbol: Symbol,
+    /// Zero when there is none.
+    length: u8,
+    bytes: [u8; RECENT_BYTES_MAX],
+}
+
+const _: () = assert!(size_of::<Recent>() == 64);
+
+impl Default for Recent {
+    fn default() -> Self {
+        Self { symbol: Symbol::OVERFLOW, length: 0, bytes: [0; RECENT_BYTES_MAX] }
+    }
+}
+
+/// Where a name stands among the recent ones: its length and both its ends tell most names apart.
+fn recent_slot(name: &[u8]) -> usize {
+    let word = |bytes: Option<&[u8; 8]>| bytes.map_or(0, |bytes| u64::from_le_bytes(*bytes));
+    let (first, last) = if name.len() < 8 {
+        let mut short = [0; 8];
+        short[..name.len()].copy_from_slice(name);
+        (u64::from_le_bytes(short), 0)
+    } else {
+        (word(name.first_chunk()), word(name.last_chunk()))
+    };
+    let mixed = (first ^ last.rotate_left(29) ^ name.len() as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    usize::try_from(mixed >> (64 - RECENT_COUNT.ilog2())).unwrap_or(0)
+}
+
+/// One thread's view of [`Symbols`]: known names cost one hash at most, no lock.
 #[derive(Debug)]
 pub struct SymbolCache {
     symbols: Symbols,
     known: HashMap<Box<[u8]>, Symbol>,
+    recent: Vec<Recent>,
 }
 
 impl SymbolCache {
     /// As [`Symbols::intern`].
     pub fn intern(&mut self, name: &[u8]) -> Symbol {
+        if !(1..=RECENT_BYTES_MAX).contains(&name.len()) {
+            return self.look_up(name);
+        }
+        let slot = recent_slot(name);
+        let Recent { symbol, length, ref bytes } = self.recent[slot];
+        if usize::from(length) == name.len() && bytes[..name.len()] == *name {
+            return symbol;
+        }
+        let symbol = self.look_up(name);
+        if symbol != Symbol::OVERFLOW {
+            let mut bytes = [0; RECENT_BYTES_MAX];
+            bytes[..name.len()].copy_from_slice(name);
+            let length = u8::try_from(name.len()).unwrap_or(0);
+            self.recent[slot] = Recent { symbol, length, bytes };
+        }
+        symbol
+    }
+
+    fn look_up(&mut self, name: &[u8]) -> Symbol {
         if let Some(&symbol) = self.known.get(name) {
             return symbol;
         }
@@ -115,5 +174,20 @@ mod tests {
         assert_eq!(cache.intern(b"c"), Symbol::OVERFLOW);
         assert_eq!(symbols.name(a), "a");
         assert_eq!(symbols.name(Symbol::OVERFLOW), Symbols::OVERFLOW_NAME);
+    }
+
+    #[test]
+    fn names_that_look_alike_are_told_apart() {
+        let symbols = Symbols::new(100_000);
+        let mut cache = symbols.cache();
+        let mut names = vec![Vec::new(), vec![0], vec![0; 2], vec![b'x'; RECENT_BYTES_MAX + 1]];
+        // The same ends and the same length, so the same slot.
+        names.extend((0..=u8::MAX).map(|byte| [b"prefix__".as_slice(), &[byte], b"__suffix"].concat()));
+        names.extend((0..1_000u32).map(|number| format!("operation {number}").into_bytes()));
+        for _ in 0..2 {
+            for name in &names {
+                assert_eq!(cache.intern(name), symbols.intern(name), "{name:?}");
+            }
+        }
     }
 }
