@@ -1,7 +1,8 @@
 //! The only place where rooms meet: opens them in data-flow order and stops them in reverse.
 
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -17,12 +18,13 @@ use store_model::{Offset, PartitionId, ShardId, Symbols};
 use crate::archiver::{ArchiverOptions, ArchiverThread};
 use crate::bodies::JournalBodies;
 use crate::clock;
-use crate::config::{Ack, Config};
+use crate::config::{Ack, Config, Size};
 use crate::cpus::Cpus;
 use crate::gate::Gate;
 use crate::identities::Identities;
-use crate::intake::{Entrance, Queue, RefusedLedger};
-use crate::journal::{Feeder, Floors, JournalOptions, JournalThread, Outlet};
+use crate::intake::{Entrance, RefusedLedger};
+use crate::journal::{Feeder, Floors, JournalOptions, JournalParts, Outlet};
+use crate::keeper::Keeper;
 use crate::live::{LiveTraces, ShardLine};
 use crate::recover::{self, Recovered};
 use crate::shards::{Ask, Published, ShardThread};
@@ -89,8 +91,7 @@ pub(crate) struct Appliance {
     pub(crate) board: Arc<StatusBoard>,
     endpoints: Endpoints,
     receiver: Box<dyn Driver>,
-    queues: Vec<Arc<Queue>>,
-    journals: Vec<JoinHandle<()>>,
+    keepers: Vec<JoinHandle<()>>,
     published: Vec<Arc<Published>>,
     shards: Vec<JoinHandle<()>>,
     archivers: Vec<JoinHandle<()>>,
@@ -203,17 +204,12 @@ impl Appliance {
         context.gate.close("start", "the appliance is starting");
         let decision_readers = shards.iter().map(|shard| shard.decisions.reader()).collect();
         let started = context.start_shards(shards)?;
-        let queues: Vec<Arc<Queue>> = (0..count)
-            .map(|_| {
-                Arc::new(Queue::new(usize::try_from(config.journal.queue_bytes.0).unwrap_or(usize::MAX)))
-            })
-            .collect();
-        let journals = context.start_journals(partitions, &started, &queues)?;
+        let (journals, keepers) = context.make_journals(partitions, &started)?;
         context.gate.open("start");
 
         let metrics = Arc::new(ReceiverMetrics::default());
         let entrance = Arc::new(Entrance {
-            queues: queues.clone(),
+            journals: Mutex::new(journals),
             gate: Arc::clone(&context.gate),
             refused: Arc::clone(&context.refused),
             symbols: context.symbols.clone(),
@@ -241,8 +237,7 @@ impl Appliance {
             board,
             endpoints: receiver.endpoints(),
             receiver,
-            queues,
-            journals,
+            keepers,
             published: started.published,
             shards: started.shards,
             archivers: started.archivers,
@@ -260,8 +255,7 @@ impl Appliance {
     pub(crate) fn stop(self) {
         self.gate.close("stop", "the appliance is stopping");
         self.receiver.stop(DRAIN);
-        self.queues.iter().for_each(|queue| queue.close());
-        join("journal", self.journals);
+        join("keeper", self.keepers);
         for published in &self.published {
             published.stop.store(true, Ordering::Release);
         }
@@ -457,16 +451,14 @@ impl Context<'_> {
         Ok(())
     }
 
-    /// Replays what was undecided, then starts the journal threads.
-    fn start_journals(
+    /// Replays what was undecided, and makes of each partition what its receiving thread will come for.
+    fn make_journals(
         &self,
         partitions: Vec<OpenPartition>,
         started: &StartedShards,
-        queues: &[Arc<Queue>],
-    ) -> Result<Vec<JoinHandle<()>>, Error> {
-        let mut threads = Vec::new();
-        for (open, queue) in partitions.into_iter().zip(queues) {
-            let OpenPartition { id, writer, feeder } = open;
+    ) -> Result<(Vec<Option<JournalParts>>, Vec<JoinHandle<()>>), Error> {
+        let (mut journals, mut keepers) = (Vec::new(), Vec::new());
+        for OpenPartition { id, writer, feeder } in partitions {
             let threads_of_shards = started.lines.iter().map(|line| line.thread.clone());
             let shards = threads_of_shards.zip(started.published.iter().cloned());
             let ring_bytes_max = Config::ring_bytes_max(self.count, self.memory_bytes);
@@ -475,34 +467,46 @@ impl Context<'_> {
                 thread,
                 published,
                 ring_bytes_max,
+                waiting: VecDeque::new(),
             });
             let mut feeder = Feeder { outlets: outlets.collect() };
             self.replay(id, &writer.reader(), started, &mut feeder);
-            let journal = JournalThread {
-                options: JournalOptions {
-                    partition: id,
-                    group_interval: self.config.journal.group_interval.0,
-                    group_bytes: usize::try_from(self.config.journal.group_bytes.0).unwrap_or(usize::MAX),
-                    answer_at_once: self.config.journal.ack == Ack::Memory,
-                    retention: Retention {
-                        age_max: self.config.journal.retention.max_age.0,
-                        bytes_max: self.config.journal.retention.max_bytes.0 / u64::from(self.count),
-                    },
+            let (to_keeper, jobs) = mpsc::channel();
+            let (to_journal, news) = mpsc::channel();
+            let stopping = Arc::new(AtomicBool::new(false));
+            let keeper = Keeper {
+                partition: id,
+                retention: Retention {
+                    age_max: self.config.journal.retention.max_age.0,
+                    bytes_max: self.config.journal.retention.max_bytes.0 / u64::from(self.count),
                 },
-                writer,
-                queue: Arc::clone(queue),
-                feeder,
+                jobs,
+                news: to_journal,
+                stopping: Arc::clone(&stopping),
                 floors: Arc::clone(&self.floors),
                 gate: Arc::clone(&self.gate),
-                lost: Arc::clone(&self.refused),
             };
             let cpus = self.cpus.clone();
-            threads.push(spawn(format!("journal-{id}"), move || {
+            keepers.push(spawn(format!("keeper-{id}"), move || {
                 cpus.pin(id.0);
-                journal.run();
+                keeper.run();
             })?);
+            let options = self.journal_options(id);
+            journals.push(Some(JournalParts { options, writer, feeder, keeper: to_keeper, news, stopping }));
         }
-        Ok(threads)
+        Ok((journals, keepers))
+    }
+
+    fn journal_options(&self, partition: PartitionId) -> JournalOptions {
+        let config = &self.config.journal;
+        let bytes = |size: Size| usize::try_from(size.0).unwrap_or(usize::MAX);
+        JournalOptions {
+            partition,
+            group_interval: config.group_interval.0,
+            group_bytes: bytes(config.group_bytes),
+            queue_bytes: bytes(config.queue_bytes),
+            answer_at_once: config.ack == Ack::Memory,
+        }
     }
 
     fn replay(

@@ -1,92 +1,19 @@
-//! Where the receiver's requests go: checked against the gate, queued for the journal partition of their core.
+//! What all cores ask before a request is taken, and what is counted of those that are not. The way to the journal begins in
+//! [`crate::journal`].
 
-use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use ingest_receiver::{Done, Intake, Outcome, Received};
+use ingest_receiver::{Berth, Intake, Lane, Outcome};
 use store_model::{Symbols, Tenant, UnixNanos};
 
 use crate::clock;
 use crate::gate::Gate;
+use crate::journal::{Journal, JournalParts};
 
 /// When a refused client should come back. Receivers add their own spread.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
-
-/// A request on its way to the journal, with the way back to its sender.
-#[derive(Debug)]
-pub(crate) struct Submission {
-    pub(crate) request: Received,
-    pub(crate) done: Done,
-}
-
-/// The bounded queue in front of one journal partition.
-#[derive(Debug)]
-pub(crate) struct Queue {
-    state: Mutex<QueueState>,
-    filled: Condvar,
-    bytes_max: usize,
-}
-
-#[derive(Debug, Default)]
-struct QueueState {
-    waiting: VecDeque<Submission>,
-    bytes: usize,
-    is_closed: bool,
-}
-
-/// What the journal thread found.
-pub(crate) enum Taken {
-    /// Requests to write together.
-    Group(Vec<Submission>),
-    /// Nothing came in time.
-    Nothing,
-    /// Nothing will come any more.
-    Closed,
-}
-
-impl Queue {
-    pub(crate) fn new(bytes_max: usize) -> Self {
-        Self { state: Mutex::default(), filled: Condvar::new(), bytes_max }
-    }
-
-    /// Takes a request, or hands it back when there is no room.
-    fn push(&self, submission: Submission) -> Option<Submission> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if state.is_closed || (state.bytes >= self.bytes_max) {
-            return Some(submission);
-        }
-        state.bytes += submission.request.stored.len();
-        state.waiting.push_back(submission);
-        drop(state);
-        self.filled.notify_one();
-        None
-    }
-
-    /// Waits up to `patience` for a first request, then until `ready` holds `group_bytes` or `linger` is over.
-    pub(crate) fn take(&self, patience: Duration, linger: Duration, group_bytes: usize) -> Taken {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let (state, _) = self
-            .filled
-            .wait_timeout_while(state, patience, |state| state.waiting.is_empty() && !state.is_closed)
-            .unwrap_or_else(PoisonError::into_inner);
-        let (mut state, _) = self
-            .filled
-            .wait_timeout_while(state, linger, |state| state.bytes < group_bytes && !state.is_closed)
-            .unwrap_or_else(PoisonError::into_inner);
-        if state.waiting.is_empty() {
-            return if state.is_closed { Taken::Closed } else { Taken::Nothing };
-        }
-        state.bytes = 0;
-        Taken::Group(state.waiting.drain(..).collect())
-    }
-
-    /// Lets what is queued be written and takes nothing more.
-    pub(crate) fn close(&self) {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).is_closed = true;
-        self.filled.notify_all();
-    }
-}
 
 /// Spans that were refused before they reached the journal, by tenant, until a settlement record counts them.
 #[derive(Debug, Default)]
@@ -105,9 +32,9 @@ impl RefusedLedger {
 }
 
 /// The appliance's side of the receiver.
-#[derive(Debug)]
 pub(crate) struct Entrance {
-    pub(crate) queues: Vec<Arc<Queue>>,
+    /// Of each core, until its thread comes for it.
+    pub(crate) journals: Mutex<Vec<Option<JournalParts>>>,
     pub(crate) gate: Arc<Gate>,
     pub(crate) refused: Arc<RefusedLedger>,
     pub(crate) symbols: Symbols,
@@ -120,28 +47,29 @@ impl Entrance {
         let mut tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
         tenants.contains(tenant) || (tenants.len() < self.tenants_max && tenants.insert(tenant.clone()))
     }
-}
 
-impl Intake for Entrance {
-    fn submit(&self, core: usize, request: Received, done: Done) {
-        let outcome = if let Err(outcome) = self.ready() {
-            Some((request, done, outcome))
-        } else if !self.knows(&request.tenant) {
+    /// Whether a request of this tenant is taken by a core whose journal has room or not.
+    pub(crate) fn admits(&self, tenant: &Tenant, is_full: bool) -> Result<(), Outcome> {
+        self.ready()?;
+        if !self.knows(tenant) {
             let reason = format!(
                 "this appliance knows {} tenants already, receivers.max_tenants allows no more",
                 self.tenants_max
             );
-            Some((request, done, Outcome::Unavailable { retry_after: RETRY_AFTER, reason }))
-        } else {
-            let queue = &self.queues[core % self.queues.len()];
-            let full = Outcome::Overloaded { retry_after: RETRY_AFTER };
-            queue.push(Submission { request, done }).map(|back| (back.request, back.done, full))
-        };
-        if let Some((request, done, outcome)) = outcome {
-            let spans = request.summaries.len() as u64 + u64::from(request.refused);
-            self.refuse(&request.tenant, spans);
-            done.send(outcome);
+            return Err(Outcome::Unavailable { retry_after: RETRY_AFTER, reason });
         }
+        if is_full { Err(Outcome::Overloaded { retry_after: RETRY_AFTER }) } else { Ok(()) }
+    }
+}
+
+impl Intake for Entrance {
+    fn lane(self: Arc<Self>, berth: Berth) -> Box<dyn Lane> {
+        let parts = {
+            let mut journals = self.journals.lock().unwrap_or_else(PoisonError::into_inner);
+            journals.get_mut(berth.core).and_then(Option::take)
+        };
+        let parts = parts.expect("there is a journal for every core, and each core asks once");
+        Box::new(Journal::new(parts, self, berth))
     }
 
     fn refuse(&self, tenant: &Tenant, spans: u64) {

@@ -1,30 +1,34 @@
-//! The thread of one journal partition: groups requests, makes them durable, answers, and feeds the shards.
+//! One core's journal, on the thread that receives: requests are copied into the next commit while they are still in the
+//! cache, committed together, answered, and handed to the shards. What can take long is the [keeper](crate::keeper)'s.
 
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender};
 use std::time::Duration;
 
-use bytes::Bytes;
 use ingest_aggregator::Batch;
 use ingest_otlp::Body;
-use ingest_receiver::{Done, Outcome};
+use ingest_receiver::{Answers, Berth, Done, Intake as _, Lane, Outcome, Received, Wake, Write};
 use rtrb::Producer;
-use store_log::{BodyRecord, RealDisk, Retention, Sync, Writer};
-use store_model::{Monotonic, Offset, PartitionId, ShardId, SpanLocation, SpanSummary};
+use store_log::{BodyRecord, Committed, Error, Flight, RealDisk, RealFile, Stage, Writer};
+use store_model::{Monotonic, Offset, PartitionId, ShardId, SpanLocation, SpanSummary, Tenant};
 
 use crate::clock;
-use crate::gate::Gate;
-use crate::intake::{Queue, Submission, Taken};
+use crate::intake::Entrance;
+use crate::keeper::{Job, News, REOPEN_AFTER};
 use crate::shards::{Published, batch_bytes};
 
-/// How long an idle thread waits before it looks after retention.
-const PATIENCE: Duration = Duration::from_millis(500);
-
-/// How long a failed partition waits before it is opened and verified again.
-const REOPEN_AFTER: Duration = Duration::from_secs(1);
+/// How often retention is looked after.
+const RETAIN_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How long the journal waits for a shard whose ring is full before it tries again.
 const RING_RETRY: Duration = Duration::from_micros(200);
+
+/// How long a core that stops waits for the disk, and for shards to take what became durable.
+const LAST_WAIT: Duration = Duration::from_secs(5);
 
 /// Up to where each shard still needs each partition: retention stays below.
 #[derive(Debug)]
@@ -65,40 +69,43 @@ pub(crate) struct Outlet {
     pub(crate) thread: std::thread::Thread,
     pub(crate) published: Arc<Published>,
     pub(crate) ring_bytes_max: usize,
+    /// What found no room yet, oldest first.
+    pub(crate) waiting: VecDeque<Batch>,
 }
 
 impl Outlet {
-    /// Waits until the shard has room; false when it is gone.
-    fn push(&mut self, batch: Batch) -> bool {
-        let bytes = batch_bytes(&batch);
-        let mut batch = batch;
-        loop {
-            // A batch larger than the limit passes alone.
-            let waiting = self.published.ring_bytes.load(Ordering::Relaxed);
-            if waiting == 0 || waiting + bytes <= self.ring_bytes_max {
-                self.published.ring_bytes.fetch_add(bytes, Ordering::Relaxed);
-                let Err(rtrb::PushError::Full(back)) = self.ring.push(batch) else { return true };
-                self.published.ring_bytes.fetch_sub(bytes, Ordering::Relaxed);
-                batch = back;
-            }
+    /// Moves what waits into the ring, as far as there is room.
+    fn drain(&mut self) {
+        while let Some(batch) = self.waiting.pop_front() {
             if self.ring.is_abandoned() {
-                return false;
+                self.waiting.clear();
+                return;
             }
-            self.thread.unpark();
-            clock::sleep(RING_RETRY);
+            let bytes = batch_bytes(&batch);
+            // A batch larger than the limit passes alone.
+            let ahead = self.published.ring_bytes.load(Ordering::Relaxed);
+            if ahead > 0 && ahead + bytes > self.ring_bytes_max {
+                self.waiting.push_front(batch);
+                return;
+            }
+            self.published.ring_bytes.fetch_add(bytes, Ordering::Relaxed);
+            if let Err(rtrb::PushError::Full(batch)) = self.ring.push(batch) {
+                self.published.ring_bytes.fetch_sub(bytes, Ordering::Relaxed);
+                self.waiting.push_front(batch);
+                return;
+            }
         }
     }
 }
 
-/// Hands the spans of a record to the shards that own them.
+/// Hands the spans of records to the shards that own them.
 pub(crate) struct Feeder {
     pub(crate) outlets: Vec<Outlet>,
 }
 
 impl Feeder {
-    /// Gives every shard its part of the record; waits for a shard whose ring is full, which in turn fills the queue
-    /// before the journal and makes the receiver refuse.
-    pub(crate) fn feed(&mut self, whole: Batch) {
+    /// Gives every shard its part of the record, or keeps it until there is room.
+    fn take(&mut self, whole: Batch) {
         let shards = self.outlets.len();
         let home = usize::from(whole.partition.0) % shards.max(1);
         let Batch { partition, offset, tenant, body, refused, summaries } = whole;
@@ -106,14 +113,33 @@ impl Feeder {
         {
             let refused = if shard == home { refused } else { 0 };
             let (tenant, body) = (tenant.clone(), body.clone());
-            if !outlet.push(Batch { partition, offset, tenant, body, refused, summaries }) {
-                return;
-            }
+            outlet.waiting.push_back(Batch { partition, offset, tenant, body, refused, summaries });
         }
     }
 
-    pub(crate) fn wake(&self) {
-        self.outlets.iter().for_each(|outlet| outlet.thread.unpark());
+    /// Moves what waits on, and wakes the shards; whether nothing waits any more.
+    fn drain(&mut self) -> bool {
+        for outlet in self.outlets.iter_mut().filter(|outlet| !outlet.waiting.is_empty()) {
+            outlet.drain();
+            outlet.thread.unpark();
+        }
+        self.is_drained()
+    }
+
+    fn is_drained(&self) -> bool {
+        self.outlets.iter().all(|outlet| outlet.waiting.is_empty())
+    }
+
+    fn waiting_bytes(&self) -> usize {
+        self.outlets.iter().flat_map(|outlet| &outlet.waiting).map(batch_bytes).sum()
+    }
+
+    /// As [`Self::take`], waiting for shards whose rings are full.
+    pub(crate) fn feed(&mut self, whole: Batch) {
+        self.take(whole);
+        while !self.drain() {
+            clock::sleep(RING_RETRY);
+        }
     }
 }
 
@@ -129,141 +155,562 @@ fn split(summaries: Vec<SpanSummary>, shards: usize) -> Vec<Vec<SpanSummary>> {
     parts
 }
 
-/// How the thread works.
+/// How a core's journal works.
 #[derive(Clone, Debug)]
 pub(crate) struct JournalOptions {
     pub(crate) partition: PartitionId,
     pub(crate) group_interval: Duration,
     pub(crate) group_bytes: usize,
+    /// Records that wait for the disk, or for a shard, may hold this much.
+    pub(crate) queue_bytes: usize,
     pub(crate) answer_at_once: bool,
-    pub(crate) retention: Retention,
 }
 
-/// The thread's state.
-pub(crate) struct JournalThread {
+/// The requests of one commit, beside their bytes.
+#[derive(Default)]
+struct Group {
+    answers: Vec<Done>,
+    records: Vec<(Tenant, Arc<Body>, u32, Vec<SpanSummary>)>,
+}
+
+/// Where the one writer of the partition is.
+enum Place {
+    /// Here, with nothing to do.
+    Idle(Writer<RealDisk>),
+    /// Here, while the driver writes a commit of these requests.
+    Writing { writer: Writer<RealDisk>, flight: Flight<RealFile>, stage: Stage, group: Group },
+    /// With the keeper, who may be committing these requests.
+    Away(Option<Group>),
+}
+
+/// One core's journal.
+pub(crate) struct Journal {
+    options: JournalOptions,
+    entrance: Arc<Entrance>,
+    place: Place,
+    /// The next commit.
+    stage: Stage,
+    group: Group,
+    /// Kept for its memory.
+    spare: Option<Stage>,
+    /// Bytes of the commit that is being written.
+    bytes_under_way: usize,
+    feeder: Feeder,
+    keeper: Sender<(Job, Arc<dyn Wake>)>,
+    news: Receiver<News>,
+    wake: Arc<dyn Wake>,
+    /// Tells the keeper not to wait for a disk any more.
+    stopping: Arc<AtomicBool>,
+    /// Whether the driver writes for us.
+    writes: bool,
+    committed_at: Monotonic,
+    retained_at: Monotonic,
+}
+
+/// What a journal is made of, before its thread is there.
+pub(crate) struct JournalParts {
     pub(crate) options: JournalOptions,
     pub(crate) writer: Writer<RealDisk>,
-    pub(crate) queue: Arc<Queue>,
     pub(crate) feeder: Feeder,
-    pub(crate) floors: Arc<Floors>,
-    pub(crate) gate: Arc<Gate>,
-    pub(crate) lost: Arc<crate::intake::RefusedLedger>,
+    pub(crate) keeper: Sender<(Job, Arc<dyn Wake>)>,
+    pub(crate) news: Receiver<News>,
+    pub(crate) stopping: Arc<AtomicBool>,
 }
 
-impl JournalThread {
-    /// Runs until the queue is closed and empty.
-    pub(crate) fn run(mut self) {
-        let mut last_commit = Monotonic(0);
-        let mut last_retention = Monotonic(0);
-        loop {
-            // After a pause the first request is written at once; under load groups keep their distance.
-            let linger = self.options.group_interval.saturating_sub(clock::monotonic().since(last_commit));
-            match self.queue.take(PATIENCE, linger, self.options.group_bytes) {
-                Taken::Group(group) => {
-                    self.write(group);
-                    last_commit = clock::monotonic();
-                }
-                Taken::Nothing => {}
-                Taken::Closed => break,
-            }
-            if self.writer.is_poisoned() {
-                self.reopen();
-            }
-            if clock::monotonic().since(last_retention) >= Duration::from_secs(1) {
-                last_retention = clock::monotonic();
-                self.retain();
-            }
+impl Journal {
+    pub(crate) fn new(parts: JournalParts, entrance: Arc<Entrance>, berth: Berth) -> Self {
+        let Berth { core: _, wake, writes } = berth;
+        let JournalParts { options, writer, feeder, keeper, news, stopping } = parts;
+        Self {
+            options,
+            entrance,
+            place: Place::Idle(writer),
+            stage: Stage::default(),
+            group: Group::default(),
+            spare: None,
+            bytes_under_way: 0,
+            feeder,
+            keeper,
+            news,
+            wake,
+            stopping,
+            writes,
+            committed_at: Monotonic(0),
+            retained_at: Monotonic(0),
         }
     }
 
-    fn name(&self) -> String {
-        format!("journal {}", self.options.partition)
+    /// How long the next commit may wait for more.
+    fn linger(&self, now: Monotonic) -> Duration {
+        if self.stage.payload_bytes() >= self.options.group_bytes {
+            return Duration::ZERO;
+        }
+        // After a pause the first request is written at once; under load commits keep their distance.
+        self.options.group_interval.saturating_sub(now.since(self.committed_at))
     }
 
-    fn write(&mut self, group: Vec<Submission>) {
-        let mut answered = Vec::with_capacity(group.len());
-        let mut batches = Vec::with_capacity(group.len());
-        for Submission { request, done } in group {
-            let record = BodyRecord {
-                tenant: request.tenant.clone(),
-                arrived_at: request.arrived_at,
-                encoding: request.encoding,
-                span_count: u32::try_from(request.summaries.len()).unwrap_or(u32::MAX),
-                refused: request.refused,
-                body: request.stored,
-            };
-            self.writer.append([Bytes::from(record.encode_head()), record.body]);
-            let body = Arc::new(Body { bytes: request.body, containers: request.containers });
-            batches.push((request.tenant, body, request.refused, request.summaries));
-            if self.options.answer_at_once {
-                done.send(Outcome::Stored);
-            } else {
-                answered.push(done);
-            }
+    /// Begins what is due: a commit, else a look after retention.
+    fn begin(&mut self, now: Monotonic) -> Option<Write> {
+        let is_due = !self.stage.is_empty() && self.linger(now).is_zero();
+        let must_retain = now.since(self.retained_at) >= RETAIN_INTERVAL;
+        if !is_due && !must_retain {
+            return None;
         }
-        match self.writer.commit(Sync::Durable, clock::unix()) {
-            Ok(committed) => {
-                // A sender that has hung up will send again; copies are recognised.
-                Done::send_all(answered, &Outcome::Stored);
-                for (number, (tenant, body, refused, summaries)) in (0..).zip(batches) {
-                    let (partition, offset) = (self.options.partition, committed.first.plus(number));
-                    self.feeder.feed(Batch { partition, offset, tenant, body, refused, summaries });
-                }
-                self.feeder.wake();
+        let writer = match std::mem::replace(&mut self.place, Place::Away(None)) {
+            Place::Idle(writer) => writer,
+            busy => {
+                self.place = busy;
+                return None;
             }
-            Err(error) => {
-                tracing::error!(partition = %self.options.partition, %error, "journal write failed, its requests are refused");
-                self.gate.close(&self.name(), format!("the journal cannot be written: {error}"));
-                let outcome = Outcome::Unavailable {
-                    retry_after: REOPEN_AFTER,
-                    reason: "the journal cannot be written".to_owned(),
-                };
-                Done::send_all(answered, &outcome);
-                for (tenant, _, refused, summaries) in batches {
-                    self.lost.add(&tenant, summaries.len() as u64 + u64::from(refused));
-                }
-                if !self.writer.is_poisoned() {
-                    clock::sleep(REOPEN_AFTER);
-                    self.gate.open(&self.name());
-                }
-            }
+        };
+        if !is_due {
+            self.retained_at = now;
+            self.ask(Job::Retain(writer));
+            return None;
         }
-    }
-
-    /// Opens the partition again until it verifies. Requests are refused meanwhile.
-    fn reopen(&mut self) {
-        match self.writer.reopen(clock::unix()) {
-            Ok(recovery) => {
-                tracing::info!(partition = %self.options.partition, ?recovery, "journal reopened and verified");
-                self.gate.open(&self.name());
-            }
-            Err(error) => {
-                tracing::error!(partition = %self.options.partition, %error, "journal cannot be reopened yet");
-                clock::sleep(REOPEN_AFTER);
-            }
-        }
-    }
-
-    fn retain(&mut self) {
-        let floor = self.floors.floor(self.options.partition);
-        let segments = self.writer.reader().segments();
-        let chosen = store_log::choose(&segments, &self.options.retention, floor, clock::unix());
-        if !chosen.is_empty() {
-            match self.writer.remove(&chosen) {
-                Ok(bytes) => {
-                    tracing::info!(partition = %self.options.partition, segments = chosen.len(), bytes, "journal segments expired")
-                }
-                Err(error) => {
-                    tracing::warn!(partition = %self.options.partition, %error, "expired journal segments could not be removed")
-                }
-            }
-        }
-        let name = format!("journal budget {}", self.options.partition);
-        if store_log::over_budget(&self.writer.reader().segments(), &self.options.retention) {
-            self.gate
-                .close(&name, "the journal is at journal.retention.max_bytes and all of it is still needed");
+        let spare = self.spare.take().unwrap_or_default();
+        let stage = std::mem::replace(&mut self.stage, spare);
+        let group = std::mem::take(&mut self.group);
+        self.bytes_under_way = stage.payload_bytes();
+        if self.writes && writer.takes(&stage) {
+            self.begin_write(writer, stage, group)
         } else {
-            self.gate.open(&name);
+            self.place = Place::Away(Some(group));
+            self.ask(Job::Commit(writer, stage));
+            None
         }
+    }
+
+    fn begin_write(&mut self, mut writer: Writer<RealDisk>, mut stage: Stage, group: Group) -> Option<Write> {
+        match writer.begin(&mut stage, clock::unix()) {
+            Ok(flight) => {
+                let file: Arc<dyn AsFd + Send + Sync> = Arc::<RealFile>::clone(flight.file());
+                let (position, range) = (flight.position, flight.range.clone());
+                let memory = stage.lend();
+                self.place = Place::Writing { writer, flight, stage, group };
+                Some(Write { file, position, memory, range })
+            }
+            Err(error) => {
+                // It said that it takes the commit, so something came in between; the keeper finds out what.
+                tracing::warn!(partition = %self.options.partition, %error, "journal commit cannot be begun here");
+                self.place = Place::Away(Some(group));
+                self.ask(Job::Commit(writer, stage));
+                None
+            }
+        }
+    }
+
+    fn ask(&self, job: Job) {
+        // The keeper ends after its journals.
+        if self.keeper.send((job, Arc::clone(&self.wake))).is_err() {
+            tracing::error!(partition = %self.options.partition, "the keeper of the journal is gone");
+        }
+    }
+
+    /// Takes what the keeper has to say.
+    fn hear(&mut self, news: News, now: Monotonic, answers: &mut Answers) {
+        match news {
+            News::Committed(result, stage) => {
+                if let Place::Away(group @ Some(_)) = &mut self.place {
+                    let group = group.take().unwrap_or_default();
+                    self.settle(result, group, stage, now, answers);
+                }
+            }
+            News::Back(writer) => self.place = Place::Idle(writer),
+        }
+    }
+
+    /// Answers the requests of a commit, and hands those that are durable to the shards.
+    fn settle(
+        &mut self,
+        result: Result<Committed, Error>,
+        group: Group,
+        mut stage: Stage,
+        now: Monotonic,
+        answers: &mut Answers,
+    ) {
+        let partition = self.options.partition;
+        self.bytes_under_way = 0;
+        self.committed_at = now;
+        let outcome = match result {
+            Ok(committed) => {
+                for (number, (tenant, body, refused, summaries)) in (0..).zip(group.records) {
+                    let offset = committed.first.plus(number);
+                    self.feeder.take(Batch { partition, offset, tenant, body, refused, summaries });
+                }
+                Outcome::Stored
+            }
+            Err(error) => {
+                tracing::error!(%partition, %error, "journal write failed, its requests are refused");
+                for (tenant, _, refused, summaries) in group.records {
+                    self.entrance.refused.add(&tenant, summaries.len() as u64 + u64::from(refused));
+                }
+                let reason = "the journal cannot be written".to_owned();
+                Outcome::Unavailable { retry_after: REOPEN_AFTER, reason }
+            }
+        };
+        // A sender that has hung up will send again; copies are recognised.
+        group.answers.into_iter().for_each(|done| answers.give(done, outcome.clone()));
+        stage.clear();
+        self.spare = Some(stage);
+    }
+
+    fn is_full(&self) -> bool {
+        let waiting = self.stage.payload_bytes() + self.bytes_under_way;
+        waiting >= self.options.queue_bytes
+            || (!self.feeder.is_drained()
+                && waiting + self.feeder.waiting_bytes() >= self.options.queue_bytes)
+    }
+
+    /// Waits until the keeper has given the writer back, for as long as it may take a disk.
+    fn call_back(&mut self, answers: &mut Answers) {
+        while matches!(self.place, Place::Away(_)) {
+            match self.news.recv_timeout(LAST_WAIT) {
+                Ok(news) => self.hear(news, clock::monotonic(), answers),
+                Err(error) => {
+                    tracing::error!(partition = %self.options.partition, %error, "the journal stops without its disk");
+                    return;
+                }
+            }
+        }
+    }
+}
+
+impl Lane for Journal {
+    fn submit(&mut self, request: Received, done: Done) {
+        if let Err(outcome) = self.entrance.admits(&request.tenant, self.is_full()) {
+            let spans = request.summaries.len() as u64 + u64::from(request.refused);
+            self.entrance.refuse(&request.tenant, spans);
+            return done.send(outcome);
+        }
+        let Received { tenant, arrived_at, encoding, stored, body, containers, summaries, refused } = request;
+        let span_count = u32::try_from(summaries.len()).unwrap_or(u32::MAX);
+        let record =
+            BodyRecord { tenant: tenant.clone(), arrived_at, encoding, span_count, refused, body: stored };
+        self.stage.push(&record.encode_head(), &record.body);
+        let body = Arc::new(Body { bytes: body, containers });
+        self.group.records.push((tenant, body, refused, summaries));
+        if self.options.answer_at_once {
+            done.send(Outcome::Stored);
+        } else {
+            self.group.answers.push(done);
+        }
+    }
+
+    fn turn(&mut self, now: Monotonic, answers: &mut Answers) -> Option<Write> {
+        while let Ok(news) = self.news.try_recv() {
+            self.hear(news, now, answers);
+        }
+        let write = self.begin(now);
+        self.feeder.drain();
+        write
+    }
+
+    fn written(&mut self, memory: Vec<u8>, result: io::Result<()>, now: Monotonic, answers: &mut Answers) {
+        let (mut writer, flight, mut stage, group) =
+            match std::mem::replace(&mut self.place, Place::Away(None)) {
+                Place::Writing { writer, flight, stage, group } => (writer, flight, stage, group),
+                other => {
+                    self.place = other;
+                    return;
+                }
+            };
+        stage.take_back(memory);
+        if result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::InvalidInput) {
+            // Only a part was written, or the disk's sectors are larger than ours; the plain way can do either.
+            tracing::warn!(partition = %self.options.partition, "the journal is written by its keeper from now on");
+            self.writes = false;
+            self.place = Place::Away(Some(group));
+            return self.ask(Job::Write(writer, flight, stage));
+        }
+        let result = writer.end(flight, result);
+        match &result {
+            Ok(_) => self.place = Place::Idle(writer),
+            Err(error) => self.ask(Job::Mend(writer, error.to_string())),
+        }
+        self.settle(result, group, stage, now, answers);
+    }
+
+    fn rest(&self, now: Monotonic) -> Option<Duration> {
+        let for_shards = (!self.feeder.is_drained()).then_some(RING_RETRY);
+        let is_idle = matches!(self.place, Place::Idle(_));
+        let for_disk = is_idle.then(|| {
+            let retention = RETAIN_INTERVAL.saturating_sub(now.since(self.retained_at));
+            if self.stage.is_empty() { retention } else { retention.min(self.linger(now)) }
+        });
+        for_shards.into_iter().chain(for_disk).min()
+    }
+
+    fn finish(mut self: Box<Self>) {
+        self.stopping.store(true, Ordering::Relaxed);
+        let mut answers = Answers::default();
+        self.call_back(&mut answers);
+        // What nobody waits for any more is stored all the same: it had arrived.
+        if let (Place::Idle(writer), false) = (&mut self.place, self.stage.is_empty()) {
+            let (mut stage, group) = (std::mem::take(&mut self.stage), std::mem::take(&mut self.group));
+            let result = writer.commit_stage(&mut stage, store_log::Sync::Durable, clock::unix());
+            self.settle(result, group, stage, clock::monotonic(), &mut answers);
+        }
+        let waits = LAST_WAIT.as_nanos() / RING_RETRY.as_nanos();
+        for _ in 0..waits {
+            if self.feeder.drain() {
+                return;
+            }
+            clock::sleep(RING_RETRY);
+        }
+        tracing::error!(partition = %self.options.partition, "shards did not take everything; the next start reads it again");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::intake::RefusedLedger;
+    use crate::keeper::Keeper;
+    use bytes::Bytes;
+    use ingest_otlp::Containers;
+    use rtrb::{Consumer, RingBuffer};
+    use store_log::{PartitionOptions, Retention};
+    use store_model::{Encoding, Symbols, UnixNanos};
+    use tokio::sync::oneshot;
+
+    struct Bell(std::thread::Thread);
+
+    impl Wake for Bell {
+        fn wake(&self) {
+            self.0.unpark();
+        }
+    }
+
+    /// A journal on a real disk, its keeper, and the end of the one shard's ring.
+    struct Bench {
+        journal: Box<Journal>,
+        entrance: Arc<Entrance>,
+        shard: Consumer<Batch>,
+        keeper: std::thread::JoinHandle<()>,
+        now: Monotonic,
+        directory: tempfile::TempDir,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let partition = PartitionId(0);
+            let options =
+                PartitionOptions { directory: directory.path().to_owned(), ..PartitionOptions::default() };
+            let (writer, _) = Writer::open(RealDisk, options, Offset(0), UnixNanos(1)).unwrap();
+            let (gate, stopping) = (Arc::new(crate::gate::Gate::default()), Arc::new(AtomicBool::new(false)));
+            let (keeper, jobs) = std::sync::mpsc::channel();
+            let (to_journal, news) = std::sync::mpsc::channel();
+            let thread = Keeper {
+                partition,
+                retention: Retention { age_max: Duration::from_hours(1), bytes_max: u64::MAX },
+                jobs,
+                news: to_journal,
+                stopping: Arc::clone(&stopping),
+                floors: Arc::new(Floors::new(1)),
+                gate: Arc::clone(&gate),
+            };
+            let thread = std::thread::spawn(|| thread.run());
+            let (ring, shard) = RingBuffer::new(64);
+            let outlet = Outlet {
+                ring,
+                thread: std::thread::current(),
+                published: Arc::default(),
+                ring_bytes_max: 1 << 20,
+                waiting: VecDeque::new(),
+            };
+            let parts = JournalParts {
+                options: JournalOptions {
+                    partition,
+                    group_interval: Duration::from_millis(5),
+                    group_bytes: 1 << 20,
+                    queue_bytes: 4 << 20,
+                    answer_at_once: false,
+                },
+                writer,
+                feeder: Feeder { outlets: vec![outlet] },
+                keeper,
+                news,
+                stopping,
+            };
+            let entrance = Arc::new(Entrance {
+                journals: std::sync::Mutex::default(),
+                gate,
+                refused: Arc::new(RefusedLedger::default()),
+                symbols: Symbols::new(10),
+                tenants: std::sync::Mutex::default(),
+                tenants_max: 10,
+            });
+            let wake = Arc::new(Bell(std::thread::current()));
+            let berth = Berth { core: 0, wake, writes: true };
+            let journal = Box::new(Journal::new(parts, Arc::clone(&entrance), berth));
+            Self { journal, entrance, shard, keeper: thread, now: Monotonic(1 << 40), directory }
+        }
+
+        fn submit(&mut self, text: &str) -> oneshot::Receiver<Outcome> {
+            let (done, outcome) = Done::awaited();
+            let body = Bytes::copy_from_slice(text.as_bytes());
+            let request = Received {
+                tenant: Tenant::default(),
+                arrived_at: UnixNanos(5),
+                encoding: Encoding::Identity,
+                stored: body.clone(),
+                body,
+                containers: Containers::default(),
+                summaries: Vec::new(),
+                refused: 3,
+            };
+            self.journal.submit(request, done);
+            outcome
+        }
+
+        /// A turn, a commit's distance after the one before.
+        fn turn(&mut self) -> Option<Write> {
+            self.now = self.now.plus(Duration::from_millis(5));
+            let mut answers = Answers::default();
+            let write = self.journal.turn(self.now, &mut answers);
+            answers.deliver();
+            write
+        }
+
+        /// Turns until the driver is asked to write.
+        fn until_write(&mut self) -> Write {
+            for _ in 0..10_000 {
+                if let Some(write) = self.turn() {
+                    return write;
+                }
+                std::thread::park_timeout(Duration::from_millis(2));
+            }
+            panic!("the driver was never asked to write");
+        }
+
+        /// Turns until an answer is there.
+        fn answer(&mut self, outcome: &mut oneshot::Receiver<Outcome>) -> Outcome {
+            for _ in 0..10_000 {
+                if let Ok(outcome) = outcome.try_recv() {
+                    return outcome;
+                }
+                assert!(self.turn().is_none(), "the keeper was to write");
+                std::thread::park_timeout(Duration::from_millis(2));
+            }
+            panic!("there was no answer");
+        }
+
+        fn written(&mut self, write: Write, result: io::Result<()>) {
+            let mut answers = Answers::default();
+            self.journal.written(write.memory, result, self.now, &mut answers);
+            answers.deliver();
+        }
+
+        /// A first commit, which makes the segment, so that the next ones are the driver's.
+        fn begin(&mut self) {
+            let mut first = self.submit("first");
+            assert_eq!(self.answer(&mut first), Outcome::Stored);
+        }
+
+        fn fed(&mut self) -> Vec<(Offset, Bytes)> {
+            std::iter::from_fn(|| self.shard.pop().ok())
+                .map(|batch| (batch.offset, batch.body.bytes.clone()))
+                .collect()
+        }
+
+        /// What a new process finds in the journal.
+        fn stored(self) -> Vec<String> {
+            let Self { journal, keeper, directory, .. } = self;
+            journal.finish();
+            keeper.join().unwrap();
+            let reader = store_log::Reader::open(RealDisk, directory.path()).unwrap();
+            let body = |record: Result<(Offset, Bytes), Error>| {
+                let body = BodyRecord::decode(record.unwrap().1).unwrap().body;
+                String::from_utf8(body.to_vec()).unwrap()
+            };
+            reader.scan(reader.start_offset()).map(body).collect()
+        }
+    }
+
+    /// As the ring does it.
+    fn do_write(write: &Write) {
+        let bytes = &write.memory[write.range.clone()];
+        let count = rustix::io::pwrite(write.file.as_fd(), bytes, write.position).unwrap();
+        assert_eq!(count, bytes.len());
+    }
+
+    #[test]
+    fn what_the_driver_wrote_is_answered_fed_and_there() {
+        let mut bench = Bench::new();
+        bench.begin();
+        let mut outcomes = ["second", "third"].map(|text| bench.submit(text));
+        let write = bench.until_write();
+        let mut during = bench.submit("fourth");
+        assert!(bench.turn().is_none(), "one write at a time");
+        assert!(outcomes[1].try_recv().is_err(), "nothing is answered before it is durable");
+        assert_eq!(bench.fed().len(), 1);
+        do_write(&write);
+        bench.written(write, Ok(()));
+        assert!(outcomes.iter_mut().all(|outcome| outcome.try_recv() == Ok(Outcome::Stored)));
+        let write = bench.until_write();
+        do_write(&write);
+        bench.written(write, Ok(()));
+        assert_eq!(during.try_recv(), Ok(Outcome::Stored));
+        bench.turn();
+        let expected = [(1, "second"), (2, "third"), (3, "fourth")];
+        assert_eq!(bench.fed(), expected.map(|(offset, text)| (Offset(offset), Bytes::from(text))));
+        assert_eq!(bench.stored(), ["first", "second", "third", "fourth"]);
+    }
+
+    #[test]
+    fn a_failed_write_refuses_its_requests_and_later_ones_are_stored() {
+        let mut bench = Bench::new();
+        bench.begin();
+        let mut lost = bench.submit("lost");
+        let write = bench.until_write();
+        do_write(&write);
+        bench.written(write, Err(io::Error::other("the disk is ill")));
+        assert!(matches!(lost.try_recv(), Ok(Outcome::Unavailable { .. })));
+        assert_eq!(bench.entrance.refused.drain(), [(Tenant::default(), 3)]);
+        // Until the keeper has opened the partition again.
+        let mut later = bench.submit("later");
+        while let Ok(outcome) = later.try_recv() {
+            assert!(matches!(outcome, Outcome::Unavailable { .. }));
+            bench.turn();
+            std::thread::park_timeout(Duration::from_millis(2));
+            later = bench.submit("later");
+        }
+        assert_eq!(bench.answer(&mut later), Outcome::Stored);
+        assert_eq!(bench.stored(), ["first", "later"]);
+    }
+
+    #[test]
+    fn a_write_that_cannot_be_done_this_way_is_the_keepers() {
+        let mut bench = Bench::new();
+        bench.begin();
+        let mut outcome = bench.submit("second");
+        let write = bench.until_write();
+        bench.written(write, Err(io::ErrorKind::InvalidInput.into()));
+        assert_eq!(bench.answer(&mut outcome), Outcome::Stored);
+        let mut outcome = bench.submit("third");
+        assert_eq!(bench.answer(&mut outcome), Outcome::Stored);
+        assert_eq!(bench.stored(), ["first", "second", "third"]);
+    }
+
+    #[test]
+    fn what_was_submitted_is_stored_when_the_thread_ends() {
+        let mut bench = Bench::new();
+        bench.begin();
+        drop(bench.submit("nobody waits for it"));
+        assert_eq!(bench.stored(), ["first", "nobody waits for it"]);
+    }
+
+    #[test]
+    fn more_than_may_wait_is_refused_for_now() {
+        let mut bench = Bench::new();
+        bench.begin();
+        let large = "x".repeat(3 << 20);
+        let waiting = [(); 2].map(|()| bench.submit(&large));
+        let mut refused = bench.submit("one more");
+        assert!(matches!(refused.try_recv(), Ok(Outcome::Overloaded { .. })));
+        assert_eq!(bench.entrance.refused.drain(), [(Tenant::default(), 3)]);
+        drop(waiting);
     }
 }

@@ -15,6 +15,7 @@ mod gate;
 mod identities;
 mod intake;
 mod journal;
+mod keeper;
 mod live;
 mod recover;
 mod serve;

@@ -151,7 +151,6 @@ pub(crate) fn replay(
             Err(error) => tracing::error!(%partition, %error, "journal record cannot be read again"),
         }
     }
-    feeder.wake();
     (records, spans)
 }
 

@@ -35,11 +35,27 @@ const SLACK_BYTES: usize = 64;
 /// [`Error::TooLarge`] as soon as there are more than `limit_bytes`, [`Error::BadCompression`] for anything that is
 /// not one complete stream.
 pub fn decompress(encoding: Encoding, body: &Bytes, limit_bytes: usize) -> Result<Bytes, Error> {
+    if encoding == Encoding::Identity && body.len() <= limit_bytes {
+        return Ok(body.clone());
+    }
+    decompress_into(encoding, body, limit_bytes, Vec::with_capacity).map(Bytes::from)
+}
+
+/// As [`decompress`], into memory that `memory` has for so many bytes; where those do not suffice, the allocator has more.
+///
+/// # Errors
+/// As [`decompress`].
+pub fn decompress_into(
+    encoding: Encoding,
+    body: &[u8],
+    limit_bytes: usize,
+    memory: impl FnOnce(usize) -> Vec<u8>,
+) -> Result<Vec<u8>, Error> {
     match encoding {
         Encoding::Identity if body.len() > limit_bytes => Err(Error::TooLarge { limit_bytes }),
-        Encoding::Identity => Ok(body.clone()),
-        Encoding::Gzip => gunzip(body, limit_bytes),
-        Encoding::Zstd => unzstd(body, limit_bytes),
+        Encoding::Identity => Ok(body.to_vec()),
+        Encoding::Gzip => gunzip(body, limit_bytes, memory),
+        Encoding::Zstd => unzstd(body, limit_bytes, memory),
     }
 }
 
@@ -51,13 +67,18 @@ struct Output {
 
 impl Output {
     /// Refuses what declares more than the limit, if that is possible at all: a bomb costs no more than its bytes then.
-    fn new(declared_bytes: usize, input_bytes: usize, limit_bytes: usize) -> Result<Self, Error> {
+    fn new(
+        declared_bytes: usize,
+        input_bytes: usize,
+        limit_bytes: usize,
+        memory: impl FnOnce(usize) -> Vec<u8>,
+    ) -> Result<Self, Error> {
         let possible = input_bytes.saturating_mul(RATIO_MAX);
         if declared_bytes > limit_bytes && declared_bytes <= possible {
             return Err(Error::TooLarge { limit_bytes });
         }
         let likely = declared_bytes.min(limit_bytes).min(possible);
-        Ok(Self { bytes: Vec::with_capacity(likely.saturating_add(SLACK_BYTES)), limit_bytes })
+        Ok(Self { bytes: memory(likely.saturating_add(SLACK_BYTES)), limit_bytes })
     }
 
     fn check(&self) -> Result<(), Error> {
@@ -87,14 +108,14 @@ fn bad_gzip(what: &str) -> Error {
 
 /// All members of `body` (RFC 1952). A member is decompressed in one go, so room that does not suffice costs that work
 /// again; since room at least doubles, it costs it once more at the most.
-fn gunzip(body: &[u8], limit_bytes: usize) -> Result<Bytes, Error> {
+fn gunzip(body: &[u8], limit_bytes: usize, memory: impl FnOnce(usize) -> Vec<u8>) -> Result<Vec<u8>, Error> {
     // The last member ends with its size, modulo 2^32.
     let declared = body.last_chunk().map_or(0, |&size| u32::from_le_bytes(size)) as usize;
     let possible = declared.saturating_add(UNFOLDED_BYTES_FREE);
-    let mut output = Output::new(declared, body.len(), limit_bytes)?;
+    let mut output = Output::new(declared, body.len(), limit_bytes, memory)?;
     output.limit_bytes = limit_bytes.min(possible);
     match gunzip_members(body, &mut output) {
-        Ok(()) => Ok(output.bytes.into()),
+        Ok(()) => Ok(output.bytes),
         Err(error) if error.is_too_large() && possible < limit_bytes => {
             Err(bad_gzip("it unfolds to more than its end declares"))
         }
@@ -127,7 +148,7 @@ fn bad_zstd(cause: impl ToString) -> Error {
     Error::BadCompression { encoding: "zstd", what: cause.to_string() }
 }
 
-fn unzstd(body: &[u8], limit_bytes: usize) -> Result<Bytes, Error> {
+fn unzstd(body: &[u8], limit_bytes: usize, memory: impl FnOnce(usize) -> Vec<u8>) -> Result<Vec<u8>, Error> {
     thread_local! {
         static DECODER: RefCell<Option<Decoder<'static>>> = const { RefCell::new(None) };
     }
@@ -143,15 +164,20 @@ fn unzstd(body: &[u8], limit_bytes: usize) -> Result<Bytes, Error> {
                 slot.insert(decoder)
             }
         };
-        unzstd_with(decoder, body, limit_bytes)
+        unzstd_with(decoder, body, limit_bytes, memory)
     })
 }
 
-fn unzstd_with(decoder: &mut Decoder<'_>, body: &[u8], limit_bytes: usize) -> Result<Bytes, Error> {
+fn unzstd_with(
+    decoder: &mut Decoder<'_>,
+    body: &[u8],
+    limit_bytes: usize,
+    memory: impl FnOnce(usize) -> Vec<u8>,
+) -> Result<Vec<u8>, Error> {
     let declared = zstd::zstd_safe::get_frame_content_size(body).ok().flatten();
     let declared = declared.map_or(0, |size| usize::try_from(size).unwrap_or(usize::MAX));
     let possible = body.len().saturating_mul(RATIO_MAX).max(UNFOLDED_BYTES_FREE);
-    let mut output = Output::new(declared, body.len(), limit_bytes.min(possible))?;
+    let mut output = Output::new(declared, body.len(), limit_bytes.min(possible), memory)?;
     let mut input = InBuffer::around(body);
     loop {
         let written = output.bytes.len();
@@ -163,7 +189,7 @@ fn unzstd_with(decoder: &mut Decoder<'_>, body: &[u8], limit_bytes: usize) -> Re
         }
         output.check()?;
         if input.pos() == body.len() && missing == 0 && !body.is_empty() {
-            return Ok(output.bytes.into());
+            return Ok(output.bytes);
         }
         if output.is_full() {
             output.grow();
@@ -246,11 +272,14 @@ mod tests {
         let end = lying.len();
         lying[end - 4..].copy_from_slice(&u32::MAX.to_le_bytes());
         assert!(matches!(open(Encoding::Gzip, &lying, 1 << 20), Err(Error::BadCompression { .. })));
-        let output = Output::new(usize::MAX, lying.len(), 1 << 30).unwrap();
+        let output = Output::new(usize::MAX, lying.len(), 1 << 30, Vec::with_capacity).unwrap();
         assert!(output.bytes.capacity() <= lying.len() * RATIO_MAX + SLACK_BYTES);
-        let output = Output::new(1 << 20, usize::MAX, 1 << 20).unwrap();
+        let output = Output::new(1 << 20, usize::MAX, 1 << 20, Vec::with_capacity).unwrap();
         assert!(output.bytes.capacity() <= (1 << 20) + SLACK_BYTES);
-        assert!(Output::new((1 << 20) + 1, 1 << 20, 1 << 20).is_err(), "nothing is undone for that");
+        assert!(
+            Output::new((1 << 20) + 1, 1 << 20, 1 << 20, Vec::with_capacity).is_err(),
+            "nothing is undone for that"
+        );
     }
 
     #[test]

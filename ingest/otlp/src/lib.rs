@@ -19,7 +19,7 @@ pub mod walk;
 mod wire;
 
 pub use builder::{TraceBuilder, identity, merge};
-pub use compression::decompress;
+pub use compression::{decompress, decompress_into};
 pub use containers::{Body, Containers};
 pub use error::Error;
 pub use extract::{Container, extract};

@@ -2,11 +2,13 @@
 //! the size limit and gRPC's length prefix; knows no socket and no clock.
 
 use std::mem;
+use std::rc::Rc;
 
 use bytes::Bytes;
 
 use crate::answer::{Reason, Refusal};
 use crate::budget::Permit;
+use crate::pool::Pool;
 
 /// One compressed flag and a big-endian length of four bytes stand before every gRPC message.
 pub(crate) const GRPC_PREFIX_BYTES: usize = 5;
@@ -22,15 +24,21 @@ pub(crate) struct Buffer {
     declared: Option<usize>,
     bytes_max: usize,
     permit: Permit,
+    pool: Rc<Pool>,
 }
 
 impl Buffer {
     /// A buffer for a body of `declared` bytes, if its sender said so, and of `bytes_max` at most.
-    pub(crate) fn new(declared: Option<usize>, bytes_max: usize, permit: Permit) -> Result<Self, Refusal> {
+    pub(crate) fn new(
+        declared: Option<usize>,
+        bytes_max: usize,
+        permit: Permit,
+        pool: Rc<Pool>,
+    ) -> Result<Self, Refusal> {
         if declared.is_some_and(|declared| declared > bytes_max) {
             return Err(Refusal::too_large(bytes_max));
         }
-        Ok(Self { bytes: Vec::new(), declared, bytes_max, permit })
+        Ok(Self { bytes: Vec::new(), declared, bytes_max, permit, pool })
     }
 
     pub(crate) fn push(&mut self, piece: &[u8]) -> Result<(), Refusal> {
@@ -52,19 +60,28 @@ impl Buffer {
             0 => self.declared.unwrap_or(0).min(FIRST_RESERVE_BYTES_MAX),
             capacity => (capacity * 2).min(end),
         };
-        let capacity = wanted.max(needed);
-        self.permit.grow(capacity - self.bytes.capacity())?;
-        self.bytes.reserve_exact(capacity - self.bytes.len());
+        let bytes = wanted.max(needed);
+        self.permit.grow(Pool::bytes_for(bytes) - self.bytes.capacity())?;
+        self.move_to(bytes);
         Ok(())
+    }
+
+    fn move_to(&mut self, bytes: usize) {
+        let mut memory = self.pool.take(bytes);
+        memory.extend_from_slice(&self.bytes);
+        self.pool.give(mem::replace(&mut self.bytes, memory));
     }
 
     /// The body, with the permit for its memory.
     pub(crate) fn finish(mut self) -> (Bytes, Permit) {
-        // The aggregator may keep the body for long: it shall be no larger than what the budgets count.
-        let excess = self.bytes.capacity() - self.bytes.len();
-        self.bytes.shrink_to_fit();
-        self.permit.shrink(excess);
-        (Bytes::from(self.bytes), self.permit)
+        // The aggregator may keep the body for long: it shall hold no more than it must.
+        let (held, needed) = (self.bytes.capacity(), Pool::bytes_for(self.bytes.len()));
+        if held > needed {
+            self.move_to(self.bytes.len());
+            self.permit.shrink(held - needed);
+        }
+        let Self { bytes, declared: _, bytes_max: _, permit, pool } = self;
+        (pool.share(bytes), permit)
     }
 
     fn len(&self) -> usize {
@@ -76,7 +93,7 @@ impl Buffer {
 #[derive(Debug)]
 pub(crate) enum GrpcMessage {
     /// Reading the prefix.
-    Prefix { got: [u8; GRPC_PREFIX_BYTES], filled: usize, bytes_max: usize, permit: Permit },
+    Prefix { got: [u8; GRPC_PREFIX_BYTES], filled: usize, bytes_max: usize, permit: Permit, pool: Rc<Pool> },
     /// Reading the message itself.
     Message { compressed: bool, declared: usize, buffer: Buffer },
     /// Only for the moment in between, and after a refusal.
@@ -84,8 +101,8 @@ pub(crate) enum GrpcMessage {
 }
 
 impl GrpcMessage {
-    pub(crate) fn new(bytes_max: usize, permit: Permit) -> Self {
-        Self::Prefix { got: [0; GRPC_PREFIX_BYTES], filled: 0, bytes_max, permit }
+    pub(crate) fn new(bytes_max: usize, permit: Permit, pool: Rc<Pool>) -> Self {
+        Self::Prefix { got: [0; GRPC_PREFIX_BYTES], filled: 0, bytes_max, permit, pool }
     }
 
     /// Takes the next bytes of the stream, cut anywhere.
@@ -112,7 +129,7 @@ impl GrpcMessage {
 
     /// From a complete prefix to its message.
     fn begin(&mut self) -> Result<(), Refusal> {
-        let Self::Prefix { got, bytes_max, permit, .. } = mem::replace(self, Self::Failed) else {
+        let Self::Prefix { got, bytes_max, permit, pool, .. } = mem::replace(self, Self::Failed) else {
             return Err(framing("message begun twice"));
         };
         let [flag, length @ ..] = got;
@@ -122,7 +139,7 @@ impl GrpcMessage {
             _ => return Err(framing("compressed flag is neither 0 nor 1")),
         };
         let declared = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
-        let buffer = Buffer::new(Some(declared), bytes_max, permit)?;
+        let buffer = Buffer::new(Some(declared), bytes_max, permit, pool)?;
         *self = Self::Message { compressed, declared, buffer };
         Ok(())
     }
@@ -158,6 +175,10 @@ mod tests {
         (Budget::new(bytes_max, Arc::clone(&metrics)), metrics)
     }
 
+    fn pool() -> Rc<Pool> {
+        Pool::new(LIMIT)
+    }
+
     fn framed(flag: u8, message: &[u8]) -> Vec<u8> {
         let length = u32::try_from(message.len()).unwrap();
         [&[flag], length.to_be_bytes().as_slice(), message].concat()
@@ -165,7 +186,7 @@ mod tests {
 
     fn read(pieces: &[&[u8]]) -> Result<(bool, Bytes), Reason> {
         let (budget, _) = budget(4 * LIMIT);
-        let mut message = GrpcMessage::new(LIMIT, budget.permit());
+        let mut message = GrpcMessage::new(LIMIT, budget.permit(), pool());
         for piece in pieces {
             message.push(piece).map_err(|refusal| refusal.reason)?;
         }
@@ -200,14 +221,14 @@ mod tests {
         let prefix = [0, 0xFF, 0xFF, 0xFF, 0xFF];
         assert_eq!(read(&[&prefix]), Err(Reason::TooLarge));
         let (budget, _) = budget(4 * LIMIT);
-        let refused = Buffer::new(Some(LIMIT + 1), LIMIT, budget.permit()).unwrap_err();
+        let refused = Buffer::new(Some(LIMIT + 1), LIMIT, budget.permit(), pool()).unwrap_err();
         assert_eq!(refused.reason, Reason::TooLarge);
     }
 
     #[test]
     fn an_undeclared_body_is_cut_off_at_the_limit() {
         let (budget, _) = budget(4 * LIMIT);
-        let mut buffer = Buffer::new(None, LIMIT, budget.permit()).unwrap();
+        let mut buffer = Buffer::new(None, LIMIT, budget.permit(), pool()).unwrap();
         for _ in 0..16 {
             buffer.push(&[0; LIMIT / 16]).unwrap();
         }
@@ -217,14 +238,14 @@ mod tests {
     #[test]
     fn memory_follows_what_has_come_and_not_what_was_declared() {
         let (budget, metrics) = budget(4 * LIMIT);
-        let mut buffer = Buffer::new(Some(LIMIT), LIMIT, budget.permit()).unwrap();
+        let mut buffer = Buffer::new(Some(LIMIT), LIMIT, budget.permit(), pool()).unwrap();
         assert_eq!(metrics.snapshot().inflight_bytes, 0);
         buffer.push(b"x").unwrap();
         assert_eq!(metrics.snapshot().inflight_bytes, FIRST_RESERVE_BYTES_MAX as u64);
         buffer.push(&[0; FIRST_RESERVE_BYTES_MAX]).unwrap();
         assert_eq!(metrics.snapshot().inflight_bytes, 2 * FIRST_RESERVE_BYTES_MAX as u64);
         let (bytes, permit) = buffer.finish();
-        assert_eq!(metrics.snapshot().inflight_bytes, bytes.len() as u64);
+        assert_eq!(metrics.snapshot().inflight_bytes, Pool::bytes_for(bytes.len()) as u64);
         drop(permit);
         assert_eq!(metrics.snapshot().inflight_bytes, 0);
     }

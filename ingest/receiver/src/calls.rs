@@ -2,6 +2,7 @@
 //! while they read; it never writes to the connection, which happens when they are done.
 
 use std::mem;
+use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -217,10 +218,11 @@ impl Reading<'_> {
         let head = fields.head(protocol, &self.desk.tenants)?;
         let permit = self.desk.shared.admit()?;
         let bytes_max = self.desk.shared.config.request_bytes_max;
+        let pool = Rc::clone(&self.desk.pool);
         if protocol.is_grpc() {
-            return Ok(State::Grpc(head, GrpcMessage::new(bytes_max, permit)));
+            return Ok(State::Grpc(head, GrpcMessage::new(bytes_max, permit, pool)));
         }
-        let buffer = Buffer::new(head.declared, bytes_max, permit)?;
+        let buffer = Buffer::new(head.declared, bytes_max, permit, pool)?;
         Ok(State::Http(head, buffer))
     }
 

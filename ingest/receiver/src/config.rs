@@ -15,6 +15,9 @@ use crate::tls::Tls;
 /// A span's range in its body is two 32-bit numbers, and no sender means a body beyond this.
 const REQUEST_BYTES_POSSIBLE: usize = 1 << 30;
 
+/// Enough for the bodies that come back while a group of requests is written.
+const POOLED_BYTES_MAX: usize = 64 << 20;
+
 /// Whether network cards may write into memory of ours.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum ZeroCopy {
@@ -123,6 +126,11 @@ impl ReceiverConfig {
             Protocol::JaegerGrpc => self.jaeger_grpc,
             Protocol::JaegerHttp => self.jaeger_http,
         }
+    }
+
+    /// Free memory that a thread keeps for bodies to come: a small share of what bodies may hold.
+    pub(crate) fn pooled_bytes(&self) -> usize {
+        (self.inflight_bytes_max / 4 / self.cores.max(1)).min(POOLED_BYTES_MAX)
     }
 
     /// Whether the numbers fit together.

@@ -11,6 +11,7 @@ use crate::config::ReceiverConfig;
 use crate::desk::Desk;
 use crate::inbox::Inbox;
 use crate::intake::{Done, Intake, Outcome, Received};
+use crate::lane::{Berth, HandOver, Lane};
 use crate::metrics::{Protocol, ReceiverMetrics};
 use crate::session::{Session, Wish};
 use crate::shared::Shared;
@@ -24,8 +25,8 @@ struct Sink {
     held: Mutex<Vec<Done>>,
 }
 
-impl Intake for Sink {
-    fn submit(&self, _: usize, request: Received, done: Done) {
+impl Sink {
+    fn submit(&self, request: Received, done: Done) {
         let Received { body, summaries, refused, .. } = &request;
         assert!(!summaries.is_empty(), "a request without spans is answered before");
         assert!(summaries.len() + *refused as usize <= body.len(), "each span has bytes");
@@ -35,6 +36,12 @@ impl Intake for Sink {
         } else {
             done.send(Outcome::Stored);
         }
+    }
+}
+
+impl Intake for Sink {
+    fn lane(self: Arc<Self>, _: Berth) -> Box<dyn Lane> {
+        Box::new(HandOver(move |request, done| self.submit(request, done)))
     }
 
     fn refuse(&self, _: &Tenant, _: u64) {}
@@ -82,7 +89,7 @@ impl Conversation {
         let intake = Arc::new(Sink { symbols: Symbols::new(100), spans, holds, held });
         let seam: Arc<dyn Intake> = Arc::<Sink>::clone(&intake);
         let shared = Shared::new(&config, seam, Arc::new(ReceiverMetrics::default()));
-        let desk = Desk::new(0, shared, Arc::new(Inbox::new().ok()?));
+        let desk = Desk::new(0, shared, Arc::new(Inbox::new().ok()?), false);
         let key = Slab::default().insert_with(|_| ());
         let now = Monotonic(1);
         let session = Session::new(key, Protocol::Grpc, now);

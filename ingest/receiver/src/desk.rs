@@ -1,17 +1,22 @@
 //! One receiving thread's side of its requests, connections aside: bodies are opened here, handed to the intake, and
 //! their answers come back here. Sans-I/O: it reads no socket and no clock of its own.
 
+use std::io;
+use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
-use store_model::{SymbolCache, UnixNanos};
+use store_model::{Monotonic, SymbolCache, UnixNanos};
 
 use crate::answer::{Answer, Form, Refusal};
 use crate::budget::Permit;
 use crate::http2::StreamId;
 use crate::inbox::{Inbox, Ticket};
 use crate::intake::{Done, Outcome};
+use crate::lane::{Answers, Berth, Lane, Wake, Write};
 use crate::metrics::Protocol;
+use crate::pool::Pool;
 use crate::request::{Head, Tenants};
 use crate::shared::{Opening, Shared};
 use crate::slab::{Key, Slab};
@@ -43,6 +48,11 @@ pub(crate) struct Desk {
     pub(crate) tenants: Tenants,
     symbols: SymbolCache,
     submitted: Slab<Submitted>,
+    /// Where bodies lie.
+    pub(crate) pool: Rc<Pool>,
+    lane: Box<dyn Lane>,
+    /// What the lane answered in this turn. Empty between two turns.
+    answers: Answers,
     /// Answers that were known while a connection was still reading. Empty between two calls of it.
     pub(crate) due: Vec<(Return, Answer)>,
     /// Where a connection with TLS says what is to be sealed. Empty between two calls of it.
@@ -51,16 +61,51 @@ pub(crate) struct Desk {
 }
 
 impl Desk {
-    pub(crate) fn new(core: usize, shared: Arc<Shared>, inbox: Arc<Inbox>) -> Self {
+    /// On its thread. `writes` says whether the driver does the lane's writes.
+    pub(crate) fn new(core: usize, shared: Arc<Shared>, inbox: Arc<Inbox>, writes: bool) -> Self {
         let symbols = shared.intake.symbols().cache();
+        let wake: Arc<dyn Wake> = Arc::<Inbox>::clone(&inbox);
+        let lane = Arc::clone(&shared.intake).lane(Berth { core, wake, writes });
         let (tenants, submitted, due) = (Tenants::default(), Slab::default(), Vec::new());
-        let (text, date) = (Vec::new(), (0, String::new()));
-        Self { core, shared, inbox, tenants, symbols, submitted, due, text, date }
+        let pool = Pool::new(shared.config.pooled_bytes());
+        let (answers, text, date) = (Answers::default(), Vec::new(), (0, String::new()));
+        Self { core, shared, inbox, tenants, symbols, submitted, pool, lane, answers, due, text, date }
+    }
+
+    /// Gives the lane its turn; what it wants written.
+    pub(crate) fn turn(&mut self, now: Monotonic) -> Option<Write> {
+        self.lane.turn(now, &mut self.answers)
+    }
+
+    /// What became of the lane's write.
+    pub(crate) fn written(&mut self, memory: Vec<u8>, result: io::Result<()>, now: Monotonic) {
+        self.lane.written(memory, result, now, &mut self.answers);
+    }
+
+    /// How long the lane can wait for its next turn.
+    pub(crate) fn rest(&self, now: Monotonic) -> Option<Duration> {
+        self.lane.rest(now)
+    }
+
+    /// The thread ends.
+    pub(crate) fn finish(self) {
+        self.lane.finish();
+    }
+
+    /// Moves every answer there is into `into`, which shall be empty.
+    pub(crate) fn take_answers(&mut self, into: &mut Vec<(Ticket, Outcome)>) {
+        self.inbox.take(into);
+        for (done, outcome) in self.answers.drain() {
+            match done.redeem() {
+                Ok(ticket) => into.push((ticket, outcome)),
+                Err(done) => done.send(outcome),
+            }
+        }
     }
 
     /// Takes a complete body through to its answer, or to the intake, whose answer comes with the inbox.
     pub(crate) fn take(&mut self, back: Return, body: (Head, Bytes, Permit)) -> Option<Answer> {
-        let opening = self.shared.open(self.core, back.protocol, body, &mut self.symbols);
+        let opening = self.shared.open(self.core, back.protocol, body, &mut self.symbols, &self.pool);
         let (received, because, permit) = match opening {
             Opening::Answered(answer) => return Some(self.counted(back.protocol, answer, 0)),
             Opening::Store { received, because, permit } => (received, because, permit),
@@ -68,7 +113,8 @@ impl Desk {
         let (spans, refused) = (received.summaries.len() as u64, received.refused);
         let submitted = Submitted { back, spans, refused, because, _permit: permit };
         let ticket = Ticket(self.submitted.insert_with(|_| submitted).to_bits());
-        self.shared.submit(self.core, received, Done::to_inbox(Arc::clone(&self.inbox), ticket));
+        let done = Done::to_inbox(Arc::clone(&self.inbox), ticket);
+        self.shared.submit(self.core, &mut *self.lane, received, done);
         None
     }
 
@@ -108,7 +154,7 @@ impl Desk {
         let UnixNanos(nanos) = self.shared.intake.now();
         let seconds = nanos / 1_000_000_000;
         if self.date.0 != seconds || self.date.1.is_empty() {
-            let now = std::time::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
+            let now = std::time::UNIX_EPOCH + Duration::from_secs(seconds);
             self.date = (seconds, httpdate::fmt_http_date(now));
         }
         &self.date.1

@@ -3,12 +3,13 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::intake::Outcome;
+use crate::lane::Wake;
 
 /// What a receiving thread calls one of its submitted requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,11 +17,13 @@ pub(crate) struct Ticket(pub(crate) u64);
 
 /// One receiving thread's answers.
 ///
-/// The lock is held for a push or for a swap of two vectors, a few nanoseconds each, so it is as good as never
-/// contended; no system call happens under it.
+/// Answers that the thread's own lane gives do not come this way, so the lock is for the others. It is held for a push or
+/// for a swap of two vectors, a few nanoseconds each; no system call happens under it.
 #[derive(Debug)]
 pub(crate) struct Inbox {
     answers: Mutex<Vec<(Ticket, Outcome)>>,
+    /// How many there are, so that an empty inbox is seen without its lock.
+    count: AtomicUsize,
     /// Whether the thread sleeps, or is about to, and nobody has woken it since.
     parked: AtomicBool,
     wake: OwnedFd,
@@ -29,7 +32,12 @@ pub(crate) struct Inbox {
 impl Inbox {
     pub(crate) fn new() -> io::Result<Self> {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Self { answers: Mutex::default(), parked: AtomicBool::new(false), wake })
+        Ok(Self {
+            answers: Mutex::default(),
+            count: AtomicUsize::new(0),
+            parked: AtomicBool::new(false),
+            wake,
+        })
     }
 
     fn answers(&self) -> MutexGuard<'_, Vec<(Ticket, Outcome)>> {
@@ -39,21 +47,29 @@ impl Inbox {
 
     /// Leaves an answer without waking anybody.
     pub(crate) fn put(&self, ticket: Ticket, outcome: Outcome) {
-        self.answers().push((ticket, outcome));
+        let mut answers = self.answers();
+        answers.push((ticket, outcome));
+        // Under the lock, so that it is never behind; sequentially consistent with `parked`: see `park`.
+        self.count.store(answers.len(), Ordering::SeqCst);
     }
 
     /// Moves every answer into `into`, which shall be empty.
     pub(crate) fn take(&self, into: &mut Vec<(Ticket, Outcome)>) {
-        std::mem::swap(&mut *self.answers(), into);
+        if self.count.load(Ordering::SeqCst) == 0 {
+            return;
+        }
+        let mut answers = self.answers();
+        std::mem::swap(&mut *answers, into);
+        self.count.store(0, Ordering::SeqCst);
     }
 
     /// Says that the thread goes to sleep; false when there are answers and it must not.
     ///
-    /// Nothing is missed: whoever puts an answer after this has looked takes the same lock later, so they see `parked`
-    /// and wake.
+    /// Nothing is missed: in the one order of all four accesses, either an answer was counted before this looks, or it is
+    /// counted after `parked` was set, and then whoever put it sees that and wakes.
     pub(crate) fn park(&self) -> bool {
-        self.parked.store(true, Ordering::Relaxed);
-        let may_sleep = self.answers().is_empty();
+        self.parked.store(true, Ordering::SeqCst);
+        let may_sleep = self.count.load(Ordering::SeqCst) == 0;
         if !may_sleep {
             self.unpark();
         }
@@ -65,15 +81,17 @@ impl Inbox {
         self.parked.store(false, Ordering::Relaxed);
     }
 
-    /// Wakes the thread if it sleeps. A wake too many is harmless, so the order of memory is left to the lock.
+    /// Wakes the thread if it sleeps. A wake too many is harmless.
     pub(crate) fn wake_if_parked(&self) {
-        if self.parked.load(Ordering::Relaxed) && self.parked.swap(false, Ordering::Relaxed) {
+        if self.parked.load(Ordering::SeqCst) && self.parked.swap(false, Ordering::SeqCst) {
             self.wake();
         }
     }
+}
 
-    /// Wakes the thread in any case.
-    pub(crate) fn wake(&self) {
+impl Wake for Inbox {
+    /// In any case, whether the thread sleeps or not.
+    fn wake(&self) {
         // It cannot fail but by a full counter, and then a wake is pending anyway.
         let _pending = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
     }

@@ -13,6 +13,7 @@ use store_model::{Encoding, SpanSummary, Symbols, Tenant, UnixNanos};
 use tokio::sync::oneshot;
 
 use crate::inbox::{Inbox, Ticket};
+use crate::lane::{Berth, Lane};
 use crate::metrics::Protocol;
 
 /// One accepted request, on its way to the journal.
@@ -93,6 +94,14 @@ impl Done {
         Self(Way::Inbox(inbox, ticket))
     }
 
+    /// Whose answer it is, where that is the thread it is redeemed on; itself where it is somebody else's to send.
+    pub(crate) fn redeem(mut self) -> Result<Ticket, Self> {
+        match mem::replace(&mut self.0, Way::Gone) {
+            Way::Inbox(_, ticket) => Ok(ticket),
+            way => Err(Self(way)),
+        }
+    }
+
     /// Answers. Whether the sender still listens is nobody's business here: what is stored stays stored.
     pub fn send(mut self, outcome: Outcome) {
         if let Some(inbox) = self.hand_over(outcome) {
@@ -150,11 +159,10 @@ impl fmt::Debug for Done {
 /// Where requests go: the seam between any driver and the journal. Called on the receiving threads, so nothing in it
 /// may block.
 pub trait Intake: Send + Sync + 'static {
-    /// Takes `request`, received by thread `core`, and answers through `done` once it is safe. Answers
-    /// [`Outcome::Overloaded`] itself when its queue is full. Dropping `done` counts as [`Outcome::Unavailable`].
-    fn submit(&self, core: usize, request: Received, done: Done);
+    /// What takes the requests of one receiving thread; asked for once, on that thread.
+    fn lane(self: Arc<Self>, berth: Berth) -> Box<dyn Lane>;
 
-    /// Counts spans that arrived and were refused without a `submit`: none of their request could be taken, or memory
+    /// Counts spans that arrived and were refused without being submitted: none of their request could be taken, or memory
     /// ran out once they were known.
     fn refuse(&self, tenant: &Tenant, spans: u64);
 

@@ -3,7 +3,7 @@
 //! It owns the ports, the protocol, the answers and the memory of requests in flight. It never stores a span, never
 //! materialises a protobuf message of spans and never decides about a trace: that lies behind [`Intake`].
 //!
-//! Read in this order: [`config`], [`intake`] (the seam), `answer` (the answer table), `budget`, `body` and
+//! Read in this order: [`config`], [`intake`] and [`lane`] (the seam), `answer` (the answer table), `budget`, `body` and
 //! `request` (bytes in, values out), [`tls`], [`portable`] (the driver that does the I/O), [`metrics`].
 //!
 //! Specification: <https://opentelemetry.io/docs/specs/otlp/> (1.11).
@@ -30,8 +30,10 @@ pub mod http2;
 mod http2;
 mod inbox;
 pub mod intake;
+pub mod lane;
 mod listen;
 pub mod metrics;
+mod pool;
 pub mod portable;
 mod reply;
 mod request;
@@ -49,5 +51,6 @@ pub use config::{ReceiverConfig, ZeroCopy};
 pub use driver::{DriverChoice, Started, start};
 pub use error::Error;
 pub use intake::{Done, Driver, Endpoints, Intake, Outcome, Received};
+pub use lane::{Answers, Berth, HandOver, Lane, Wake, Write};
 pub use metrics::{CutReason, Protocol, ProtocolSnapshot, ReceiverMetrics, ReceiverSnapshot};
 pub use tls::{Reload, Tls, TlsConfig, TlsVersion};

@@ -3,13 +3,14 @@
 
 use bytes::Bytes;
 use ingest_dialects::{Dialect, door, transcode};
-use ingest_otlp::{Containers, decompress, json_to_protobuf, summarise};
+use ingest_otlp::{Containers, decompress_into, json_to_protobuf, summarise};
 use store_model::{Encoding, InvalidTenant, SpanSummary, SymbolCache, Tenant, UnixNanos};
 
 use crate::answer::{Form, Reason, Refusal};
 use crate::budget::Permit;
 use crate::intake::Received;
 use crate::metrics::Protocol;
+use crate::pool::Pool;
 
 /// The one method of the trace service.
 const GRPC_PATH: &[u8] = b"/opentelemetry.proto.collector.trace.v1.TraceService/Export";
@@ -309,10 +310,11 @@ pub(crate) fn open(
     bytes_max: usize,
     permit: &mut Permit,
     symbols: &mut SymbolCache,
+    pool: &Pool,
     now: UnixNanos,
 ) -> Result<Opened, Refusal> {
     let Head { tenant, encoding, content, declared: _ } = head;
-    let plain = decompressed(encoding, &stored, bytes_max, permit)?;
+    let plain = decompressed(encoding, &stored, bytes_max, permit, pool)?;
     let transcoded = match content {
         Content::Otlp(Form::Protobuf) => None,
         Content::Otlp(Form::Json) => Some(json_to_protobuf(&plain).map_err(|error| malformed(&error))?),
@@ -361,13 +363,14 @@ fn decompressed(
     stored: &Bytes,
     bytes_max: usize,
     permit: &mut Permit,
+    pool: &Pool,
 ) -> Result<Bytes, Refusal> {
     if encoding == Encoding::Identity {
         return Ok(stored.clone());
     }
     let room = permit.room();
-    match decompress(encoding, stored, bytes_max.min(room)) {
-        Ok(body) => permit.grow(body.len()).map(|()| body),
+    match decompress_into(encoding, stored, bytes_max.min(room), |bytes| pool.take(bytes)) {
+        Ok(body) => permit.grow(body.capacity()).map(|()| pool.share(body)),
         Err(error) if error.is_too_large() && room < bytes_max => Err(permit.refusal_beyond(room)),
         Err(error) if error.is_too_large() => Err(Refusal::too_large(bytes_max)),
         Err(error) => Err(malformed(&error)),

@@ -13,7 +13,9 @@ use crate::answer::{Answer, Reason, Refusal};
 use crate::budget::{Budget, Permit};
 use crate::config::ReceiverConfig;
 use crate::intake::{Done, Intake, Received};
+use crate::lane::Lane;
 use crate::metrics::{Protocol, ReceiverMetrics};
+use crate::pool::Pool;
 use crate::request::{self, Head, Opened};
 use crate::tls::Tls;
 
@@ -85,9 +87,10 @@ impl Shared {
         protocol: Protocol,
         (head, stored, permit): (Head, Bytes, Permit),
         symbols: &mut SymbolCache,
+        pool: &Pool,
     ) -> Opening {
         let tenant = head.tenant.clone();
-        match self.walk(core, protocol, (head, stored, permit), symbols) {
+        match self.walk(core, protocol, (head, stored, permit), symbols, pool) {
             Err(refusal) => {
                 if refusal.spans > 0 {
                     self.intake.refuse(&tenant, refusal.spans);
@@ -110,10 +113,11 @@ impl Shared {
         protocol: Protocol,
         (head, stored, mut permit): (Head, Bytes, Permit),
         symbols: &mut SymbolCache,
+        pool: &Pool,
     ) -> Result<(Opened, Permit), Refusal> {
         let now = self.intake.now();
         let bytes_max = self.config.request_bytes_max;
-        let opening = || request::open(head, stored, bytes_max, &mut permit, symbols, now);
+        let opening = || request::open(head, stored, bytes_max, &mut permit, symbols, pool, now);
         // The walk is the one place where a sender's bytes steer our code. A mistake there must cost one request, not
         // the core; nothing of it is half done, since it only fills values of its own.
         let opened = catch_unwind(AssertUnwindSafe(opening)).unwrap_or_else(|_panic| {
@@ -125,8 +129,8 @@ impl Shared {
     }
 
     /// Hands a request to the intake. Should that panic, `done` is dropped on the way, and the sender hears that.
-    pub(crate) fn submit(&self, core: usize, received: Received, done: Done) {
-        let submit = || self.intake.submit(core, received, done);
+    pub(crate) fn submit(&self, core: usize, lane: &mut dyn Lane, received: Received, done: Done) {
+        let submit = || lane.submit(received, done);
         if catch_unwind(AssertUnwindSafe(submit)).is_err() {
             tracing::error!(core, "the intake panicked over a request");
         }

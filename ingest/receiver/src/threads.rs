@@ -12,6 +12,7 @@ use crate::config::ReceiverConfig;
 use crate::error::Error;
 use crate::inbox::Inbox;
 use crate::intake::{Driver, Endpoints, Intake};
+use crate::lane::Wake as _;
 use crate::listen::{self, Listeners};
 use crate::metrics::ReceiverMetrics;
 use crate::shared::Shared;

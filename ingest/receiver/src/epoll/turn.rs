@@ -75,7 +75,7 @@ impl Work for Turning {
             doors.push(Door { listener, protocol, token, closed_until: None });
         }
         let rounds = Rounds::new(&shared.config, clock::monotonic());
-        let desk = Desk::new(core, shared, Arc::clone(&inbox));
+        let desk = Desk::new(core, shared, Arc::clone(&inbox), false);
         Ok(Self { core, epoll, doors, peers: Peers::new(), desk, inbox, stop, rounds, stop_at: None })
     }
 
@@ -88,6 +88,8 @@ impl Work for Turning {
                 self.take(event, now);
             }
             self.peers.read(now, &mut self.desk);
+            let write = self.desk.turn(now);
+            debug_assert!(write.is_none(), "this driver was not to be asked for writes");
             self.take_answers(&mut answers, now);
             if self.rounds.is_due(now) {
                 self.round(now);
@@ -101,6 +103,7 @@ impl Work for Turning {
             tracing::warn!(core = self.core, "receiver stopped with requests unanswered");
         }
         self.peers.abandon(&self.desk);
+        self.desk.finish();
     }
 }
 
@@ -124,9 +127,13 @@ impl Turning {
         let now = clock::monotonic();
         let waits_for_door = self.doors.iter().any(|door| door.closed_until.is_some());
         let has_deadlines = self.peers.len() > 0 || self.stop_at.is_some() || waits_for_door;
-        let rest = has_deadlines.then(|| self.rounds.rest(now))?;
-        let rest = if waits_for_door { rest.min(ACCEPT_RETRY) } else { rest };
-        Some(self.stop_at.map_or(rest, |at| rest.min(at.since(now))))
+        let rests = [
+            has_deadlines.then(|| self.rounds.rest(now)),
+            waits_for_door.then_some(ACCEPT_RETRY),
+            self.stop_at.map(|at| at.since(now)),
+            self.desk.rest(now),
+        ];
+        rests.into_iter().flatten().min()
     }
 
     fn take(&mut self, event: Event, now: Monotonic) {
@@ -174,7 +181,7 @@ impl Turning {
     }
 
     fn take_answers(&mut self, answers: &mut Vec<(Ticket, Outcome)>, now: Monotonic) {
-        self.inbox.take(answers);
+        self.desk.take_answers(answers);
         for (ticket, outcome) in answers.drain(..) {
             if let Some((back, answer)) = self.desk.answered(ticket, outcome) {
                 self.peers.answer(back, answer, now, &mut self.desk);

@@ -12,16 +12,19 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use store_model::SymbolCache;
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::{pin, select, task, time};
 
 use super::Stop;
 use super::connection::{self, Gone};
 use crate::answer::{Answer, Reason, Refusal};
 use crate::budget::Permit;
+use crate::clock;
 use crate::intake::{Done, Outcome};
+use crate::lane::{Answers, Berth, Lane, Wake};
 use crate::listen::Listeners;
 use crate::metrics::{Meters, Protocol};
+use crate::pool::Pool;
 use crate::request::{Fields, Head, Tenants};
 use crate::shared::{Opening, Shared};
 
@@ -31,6 +34,10 @@ pub(crate) struct Core {
     pub(crate) shared: Arc<Shared>,
     symbols: RefCell<SymbolCache>,
     pub(crate) tenants: RefCell<Tenants>,
+    pool: Rc<Pool>,
+    /// Until the thread ends.
+    lane: RefCell<Option<Box<dyn Lane>>>,
+    alarm: Arc<Alarm>,
     orphans: mpsc::UnboundedSender<Submitted>,
     orphaned: RefCell<Option<mpsc::UnboundedReceiver<Submitted>>>,
 }
@@ -44,6 +51,16 @@ struct Submitted {
     refused: u32,
     because: &'static str,
     _permit: Permit,
+}
+
+/// Wakes the task that gives the lane its turns.
+#[derive(Default)]
+struct Alarm(Notify);
+
+impl Wake for Alarm {
+    fn wake(&self) {
+        self.0.notify_one();
+    }
 }
 
 /// Serves until `stop` says otherwise or its sender is gone.
@@ -66,6 +83,7 @@ pub(crate) async fn run(
     if let Some(orphaned) = core.orphaned.take() {
         task::spawn_local(answer_orphans(Rc::clone(&core), orphaned));
     }
+    let turns = task::spawn_local(give_turns(Rc::clone(&core)));
     drop(ready.send(Ok(())));
     let grace = match stop.wait_for(Option::is_some).await {
         Ok(asked) => asked.unwrap_or_default(),
@@ -74,6 +92,31 @@ pub(crate) async fn run(
     // Every accept loop and connection holds a sender of this channel; it ends with the last of them.
     if time::timeout(grace, all_gone.recv()).await.is_err() {
         tracing::warn!(core = core.index, "receiver stopped with requests unanswered");
+    }
+    turns.abort();
+    if let Some(lane) = core.lane.take() {
+        lane.finish();
+    }
+}
+
+/// As the loops of the other drivers do once a turn.
+async fn give_turns(core: Rc<Core>) {
+    let mut answers = Answers::default();
+    loop {
+        let now = clock::monotonic();
+        let rest = match &mut *core.lane.borrow_mut() {
+            Some(lane) => {
+                let write = lane.turn(now, &mut answers);
+                debug_assert!(write.is_none(), "this driver was not to be asked for writes");
+                lane.rest(now)
+            }
+            None => return,
+        };
+        answers.deliver();
+        match rest {
+            Some(rest) => drop(time::timeout(rest, core.alarm.0.notified()).await),
+            None => core.alarm.0.notified().await,
+        }
     }
 }
 
@@ -87,8 +130,18 @@ impl Core {
         // Unbounded in form only: what is in it holds permits, and those are bounded.
         let (orphans, orphaned) = mpsc::unbounded_channel();
         let symbols = RefCell::new(shared.intake.symbols().cache());
+        let alarm = Arc::new(Alarm::default());
+        let wake: Arc<dyn Wake> = Arc::<Alarm>::clone(&alarm);
+        let lane = Arc::clone(&shared.intake).lane(Berth { core: index, wake, writes: false });
+        let lane = RefCell::new(Some(lane));
         let (tenants, orphaned) = (RefCell::default(), RefCell::new(Some(orphaned)));
-        Rc::new(Self { index, shared, symbols, tenants, orphans, orphaned })
+        let pool = Pool::new(shared.config.pooled_bytes());
+        Rc::new(Self { index, shared, symbols, tenants, pool, lane, alarm, orphans, orphaned })
+    }
+
+    /// Where bodies lie.
+    pub(crate) fn pool(&self) -> Rc<Pool> {
+        Rc::clone(&self.pool)
     }
 
     pub(crate) fn meters(&self, protocol: Protocol) -> &Meters {
@@ -148,7 +201,8 @@ impl Core {
 
     /// Takes a complete body through to its answer, and counts it.
     pub(crate) async fn take(&self, protocol: Protocol, body: (Head, Bytes, Permit)) -> Answer {
-        let opening = self.shared.open(self.index, protocol, body, &mut self.symbols.borrow_mut());
+        let opening =
+            self.shared.open(self.index, protocol, body, &mut self.symbols.borrow_mut(), &self.pool);
         let (received, because, permit) = match opening {
             Opening::Answered(answer) => return self.answered(protocol, answer, 0),
             Opening::Store { received, because, permit } => (received, because, permit),
@@ -156,7 +210,10 @@ impl Core {
         let (done, outcome) = Done::awaited();
         let (spans, refused) = (received.summaries.len() as u64, received.refused);
         let submitted = Submitted { outcome, protocol, spans, refused, because, _permit: permit };
-        self.shared.submit(self.index, received, done);
+        if let Some(lane) = &mut *self.lane.borrow_mut() {
+            self.shared.submit(self.index, &mut **lane, received, done);
+        }
+        self.alarm.wake();
         Waiting { core: self, submitted: Some(submitted) }.answer().await
     }
 

@@ -34,7 +34,8 @@ async fn receive(
     mut body: Incoming,
 ) -> Result<(Head, bytes::Bytes, Permit), Refusal> {
     let head = fields.head(protocol, &core.tenants.borrow())?;
-    let mut message = GrpcMessage::new(core.shared.config.request_bytes_max, core.shared.admit()?);
+    let mut message =
+        GrpcMessage::new(core.shared.config.request_bytes_max, core.shared.admit()?, core.pool());
     core.read(protocol, &mut body, |piece| message.push(piece)).await?;
     let (compressed, stored, permit) = message.finish()?;
     Ok((head.with_compressed_flag(compressed)?, stored, permit))

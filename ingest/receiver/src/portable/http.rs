@@ -49,7 +49,8 @@ async fn receive(
     body: &mut Incoming,
 ) -> Result<(Head, bytes::Bytes, Permit), Refusal> {
     let head = fields.head(protocol, &core.tenants.borrow())?;
-    let mut buffer = Buffer::new(head.declared, core.shared.config.request_bytes_max, core.shared.admit()?)?;
+    let mut buffer =
+        Buffer::new(head.declared, core.shared.config.request_bytes_max, core.shared.admit()?, core.pool())?;
     core.read(protocol, body, |piece| buffer.push(piece)).await?;
     let (stored, permit) = buffer.finish();
     Ok((head, stored, permit))

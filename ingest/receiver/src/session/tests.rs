@@ -13,6 +13,7 @@ use super::*;
 use crate::config::ReceiverConfig;
 use crate::inbox::Inbox;
 use crate::intake::{Done, Intake, Outcome, Received};
+use crate::lane::{Berth, HandOver, Lane};
 use crate::metrics::{ProtocolSnapshot, ReceiverMetrics};
 use crate::shared::Shared;
 use crate::slab::Slab;
@@ -26,13 +27,19 @@ struct Memory {
     held: Mutex<Option<Vec<Done>>>,
 }
 
-impl Intake for Memory {
-    fn submit(&self, _: usize, request: Received, done: Done) {
+impl Memory {
+    fn submit(&self, request: Received, done: Done) {
         self.received.lock().unwrap().push(request);
         match &mut *self.held.lock().unwrap() {
             Some(held) => held.push(done),
             None => done.send(Outcome::Stored),
         }
+    }
+}
+
+impl Intake for Memory {
+    fn lane(self: Arc<Self>, _: Berth) -> Box<dyn Lane> {
+        Box::new(HandOver(move |request, done| self.submit(request, done)))
     }
 
     fn refuse(&self, _: &Tenant, _: u64) {}
@@ -74,7 +81,7 @@ impl Talk {
         let intake = Arc::new(Memory { symbols: Symbols::new(100), received, held });
         let seam: Arc<dyn Intake> = Arc::<Memory>::clone(&intake);
         let shared = Shared::new(config, seam, Arc::new(ReceiverMetrics::default()));
-        let desk = Desk::new(0, shared, Arc::new(Inbox::new().unwrap()));
+        let desk = Desk::new(0, shared, Arc::new(Inbox::new().unwrap()), false);
         let key = Slab::default().insert_with(|_| ());
         let now = Monotonic(1);
         Self { session: Session::new(key, Protocol::Grpc, now), desk, intake, out: Vec::new(), now }

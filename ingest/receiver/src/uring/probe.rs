@@ -14,7 +14,7 @@ use super::ring::Ring;
 const SWITCH: &str = "/proc/sys/kernel/io_uring_disabled";
 
 /// What the driver asks of the ring. Multishot receive came with the last of them (6.0).
-const OPERATIONS: [u8; 8] = [
+const OPERATIONS: [u8; 9] = [
     opcode::AcceptMulti::CODE,
     opcode::PollAdd::CODE,
     opcode::RecvMulti::CODE,
@@ -23,6 +23,7 @@ const OPERATIONS: [u8; 8] = [
     opcode::Shutdown::CODE,
     opcode::Close::CODE,
     opcode::SendZc::CODE,
+    opcode::Write::CODE,
 ];
 
 /// Tries what a thread will do.

@@ -16,6 +16,7 @@ use rustix::io::Errno;
 use super::buffers::{Buffers, GROUP, Plan, Taken};
 use super::token::{Operation, Token};
 use super::zero_copy::{Loan, Queue, Region};
+use crate::lane::Write;
 
 /// Operations that one call takes to the kernel; more cost another call.
 const SUBMISSIONS: u32 = 512;
@@ -25,6 +26,10 @@ const COMPLETIONS: u32 = 4_096;
 
 /// `MSG_NOSIGNAL | MSG_WAITALL`: no signal when the peer is gone, and one completion when everything is sent.
 const SEND_FLAGS: i32 = 0x4000 | 0x100;
+
+/// `RWF_DSYNC`: done when the disk has it, as if an fdatasync followed. As an operation of its own the sync would go to a
+/// thread of the kernel, which was measured dearer.
+const WRITE_FLAGS: i32 = 0x2;
 
 /// `SHUT_WR`.
 const SHUT_WRITE: i32 = 1;
@@ -114,11 +119,13 @@ pub(super) enum Event {
     Sent { peer: u32, result: Result<(), Errno>, buffer: Vec<u8> },
     /// A peer was told that nothing follows, or is gone.
     Shut { peer: u32 },
+    /// A write is durable, or it cannot be. The memory comes back as it went.
+    Written { memory: Vec<u8>, result: Result<(), Errno> },
 }
 
 /// A ring.
 ///
-/// Invariant: what an operation under way may touch lives in `buffers`, `region` and `sends`, and is neither moved, changed nor freed
+/// Invariant: what an operation under way may touch lives in `buffers`, `region`, `sends` and `write`, and is neither moved, changed nor freed
 /// before the operation's last completion was taken from the ring. `under_way` counts the operations of which that is
 /// still to come; no others touch memory of ours.
 pub(super) struct Ring {
@@ -128,6 +135,8 @@ pub(super) struct Ring {
     region: mem::ManuallyDrop<Option<Region>>,
     /// Buffers being sent, by connection; empty where none is.
     sends: mem::ManuallyDrop<Vec<Vec<u8>>>,
+    /// What is being written.
+    write: mem::ManuallyDrop<Option<Write>>,
     under_way: usize,
     /// Whether something is being sent since the last wait.
     has_fresh_sends: bool,
@@ -159,6 +168,7 @@ impl Ring {
             buffers,
             region: mem::ManuallyDrop::default(),
             sends: mem::ManuallyDrop::default(),
+            write: mem::ManuallyDrop::default(),
             under_way: 0,
             has_fresh_sends: false,
             waiting: VecDeque::new(),
@@ -230,6 +240,25 @@ impl Ring {
         self.begin(Operation::Send, peer, send);
     }
 
+    /// Writes through to the disk. One at a time.
+    pub(super) fn write(&mut self, write: Write) {
+        assert!(self.write.is_none(), "a lane has one write under way");
+        let write = self.write.insert(write);
+        let bytes = &write.memory[write.range.clone()];
+        let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+        // The file may be closed by its owner meanwhile, but `write.file` keeps it open. It goes with one call, so
+        // that a number of a file is not waiting anywhere.
+        let file = Fd(write.file.as_fd().as_raw_fd());
+        let entry =
+            opcode::Write::new(file, bytes.as_ptr(), length).offset(write.position).rw_flags(WRITE_FLAGS);
+        self.begin(Operation::Write, 0, entry.build());
+    }
+
+    /// Whether a write is under way.
+    pub(super) fn is_writing(&self) -> bool {
+        self.write.is_some()
+    }
+
     /// Asks an operation to end. Its last event comes all the same.
     pub(super) fn cancel(&mut self, operation: Operation, number: u32) {
         let token = Token { operation, number };
@@ -290,7 +319,7 @@ impl Ring {
     fn move_up(&mut self) {
         let mut submissions = self.ring.submission();
         while let Some(entry) = self.waiting.front() {
-            // SAFETY: the entry names memory in `buffers` and `sends` at most, which outlives it (invariant on `Ring`).
+            // SAFETY: the entry names memory in `buffers`, `sends` and `write` at most, which outlives it (invariant on `Ring`).
             if unsafe { submissions.push(entry) }.is_err() {
                 return;
             }
@@ -358,6 +387,10 @@ impl Ring {
         match operation {
             Operation::Control => None,
             Operation::Shut => Some(Event::Shut { peer: number }),
+            Operation::Write => self.write.take().map(|Write { memory, range, .. }| {
+                let is_whole = |count| if count as usize == range.len() { Ok(()) } else { Err(Errno::INVAL) };
+                Event::Written { memory, result: result.and_then(is_whole) }
+            }),
             Operation::Wake => Some(Event::Woken { ends }),
             Operation::Accept => Some(Event::Accepted { door: number, result: result.map(File), ends }),
             Operation::Receive => {
@@ -420,6 +453,8 @@ impl Drop for Ring {
         unsafe { mem::ManuallyDrop::drop(&mut self.buffers) };
         // SAFETY: as above.
         unsafe { mem::ManuallyDrop::drop(&mut self.sends) };
+        // SAFETY: as above.
+        unsafe { mem::ManuallyDrop::drop(&mut self.write) };
         // SAFETY: as above. The card may write until the ring is gone, but to pages that the kernel keeps until then.
         unsafe { mem::ManuallyDrop::drop(&mut self.region) };
     }

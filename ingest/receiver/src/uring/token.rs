@@ -15,12 +15,15 @@ pub(super) enum Operation {
     /// Shutdown; numbered by its connection. The kernel hands it to a thread of its own, which looks its file up when it
     /// gets there, so the file must still be the same one.
     Shut,
+    /// The write of the lane.
+    Write,
     /// Cancel, close: done when they are submitted, so nobody waits for these, and only their failures are heard.
     Control,
 }
 
 impl Operation {
-    const ALL: [Self; 6] = [Self::Accept, Self::Wake, Self::Receive, Self::Send, Self::Shut, Self::Control];
+    const ALL: [Self; 7] =
+        [Self::Accept, Self::Wake, Self::Receive, Self::Send, Self::Shut, Self::Write, Self::Control];
 }
 
 /// Names one operation among those under way.

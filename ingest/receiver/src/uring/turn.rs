@@ -29,6 +29,10 @@ use crate::threads::{Post, Stop, Work};
 /// Without room in the table of files or memory, accepting again at once would only spin.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 
+/// How long a thread that ends waits for a write of its lane.
+const LAST_WAIT: Duration = Duration::from_millis(10);
+const LAST_WAITS_MAX: usize = 100;
+
 /// One thread.
 pub(crate) struct Turning {
     core: usize,
@@ -69,7 +73,7 @@ impl Work for Turning {
             doors.push(Door { listener, protocol, closed_until: None });
         }
         let rounds = Rounds::new(&shared.config, clock::monotonic());
-        let desk = Desk::new(core, shared, Arc::clone(&inbox));
+        let desk = Desk::new(core, shared, Arc::clone(&inbox), true);
         let peers = Peers::default();
         Ok(Self { core, ring, doors, peers, desk, inbox, stop, rounds, stop_at: None })
     }
@@ -80,6 +84,9 @@ impl Work for Turning {
             let now = self.wait();
             while let Some(event) = self.ring.event() {
                 self.take(event, now);
+            }
+            if let Some(write) = self.desk.turn(now) {
+                self.ring.write(write);
             }
             self.take_answers(&mut answers, now);
             if self.rounds.is_due(now) {
@@ -95,6 +102,8 @@ impl Work for Turning {
         }
         self.peers.abandon(&self.desk);
         self.desk.shared.metrics.remove_receive_buffers(self.ring.buffer_bytes());
+        self.end_write();
+        self.desk.finish();
     }
 }
 
@@ -131,9 +140,13 @@ impl Turning {
         let now = clock::monotonic();
         let waits_for_door = self.doors.iter().any(|door| door.closed_until.is_some());
         let has_deadlines = self.peers.len() > 0 || self.stop_at.is_some() || waits_for_door;
-        let rest = has_deadlines.then(|| self.rounds.rest(now))?;
-        let rest = if waits_for_door { rest.min(ACCEPT_RETRY) } else { rest };
-        Some(self.stop_at.map_or(rest, |at| rest.min(at.since(now))))
+        let rests = [
+            has_deadlines.then(|| self.rounds.rest(now)),
+            waits_for_door.then_some(ACCEPT_RETRY),
+            self.stop_at.map(|at| at.since(now)),
+            self.desk.rest(now),
+        ];
+        rests.into_iter().flatten().min()
     }
 
     fn take(&mut self, event: Event, now: Monotonic) {
@@ -146,7 +159,28 @@ impl Turning {
             }
             Event::Sent { peer, result, buffer } => self.peers.sent(peer, result, buffer, &self.desk),
             Event::Shut { peer } => self.peers.shut(peer),
+            Event::Written { memory, result } => {
+                self.desk.written(memory, result.map_err(io::Error::from), now);
+            }
         }
+    }
+
+    /// Waits for a write that is under way, so that its lane can go on with the memory; not for long, since nobody waits for
+    /// an answer any more.
+    fn end_write(&mut self) {
+        for _ in 0..LAST_WAITS_MAX {
+            if !self.ring.is_writing() {
+                return;
+            }
+            self.ring.wait(Some(LAST_WAIT));
+            let now = clock::monotonic();
+            while let Some(event) = self.ring.event() {
+                if let Event::Written { memory, result } = event {
+                    self.desk.written(memory, result.map_err(io::Error::from), now);
+                }
+            }
+        }
+        tracing::warn!(core = self.core, "receiver stopped before its last write had ended");
     }
 
     fn accepted(&mut self, number: u32, result: Result<File, Errno>, ends: bool, now: Monotonic) {
@@ -174,7 +208,7 @@ impl Turning {
     }
 
     fn take_answers(&mut self, answers: &mut Vec<(Ticket, Outcome)>, now: Monotonic) {
-        self.inbox.take(answers);
+        self.desk.take_answers(answers);
         for (ticket, outcome) in answers.drain(..) {
             if let Some((back, answer)) = self.desk.answered(ticket, outcome) {
                 self.peers.answer(back, answer, now, &mut self.desk);

@@ -20,7 +20,8 @@ use ingest_otlp::messages::{
     ExportTraceServiceRequest, ExportTraceServiceResponse, ResourceSpans, ScopeSpans, Span,
 };
 use ingest_receiver::{
-    Done, Driver, Endpoints, Intake, Outcome, Received, ReceiverConfig, ReceiverMetrics, ReceiverSnapshot,
+    Berth, Done, Driver, Endpoints, HandOver, Intake, Lane, Outcome, Received, ReceiverConfig,
+    ReceiverMetrics, ReceiverSnapshot,
 };
 use prost::Message;
 use store_model::{Symbols, Tenant, UnixNanos};
@@ -90,7 +91,7 @@ impl Fake {
     }
 }
 
-impl Intake for Fake {
+impl Fake {
     fn submit(&self, core: usize, request: Received, done: Done) {
         let mood = self.mood.lock().unwrap().clone();
         if matches!(mood, Mood::Panic) {
@@ -102,6 +103,12 @@ impl Intake for Fake {
             Mood::Hold => self.held.lock().unwrap().push(done),
             Mood::Drop | Mood::Panic => {}
         }
+    }
+}
+
+impl Intake for Fake {
+    fn lane(self: Arc<Self>, Berth { core, .. }: Berth) -> Box<dyn Lane> {
+        Box::new(HandOver(move |request, done| self.submit(core, request, done)))
     }
 
     fn refuse(&self, tenant: &Tenant, spans: u64) {
