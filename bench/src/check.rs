@@ -60,31 +60,41 @@ pub(crate) struct SentSpan<'a> {
     required: bool,
 }
 
-/// The spans of trace `index` of a delivery, by span id. Required is what was acknowledged; but when the error of a
-/// trace comes late, the decision may have let the others go, so then only what came late is.
-pub(crate) fn sent_spans<'a>(
+/// The bodies of a delivery as they were sent, made again once for all of its traces.
+pub(crate) struct SentBodies<'a> {
     plan: &'a Plan,
-    delivery: &Delivery,
-    index: u32,
-) -> HashMap<[u8; 8], SentSpan<'a>> {
-    let mut spans = HashMap::new();
-    let late_error = claims(plan, delivery)[index as usize].late_error;
-    for (number, template) in plan.group(delivery.group).bodies.iter().enumerate() {
-        let mut slots = template.spans.iter().filter(|slot| slot.trace == index).peekable();
-        if !delivery.sent[number] || slots.peek().is_none() {
-            continue;
-        }
-        let body = plan.body(delivery.group, number, delivery.base_unix_nanos);
-        for slot in slots {
-            let sent = SentSpan {
-                bytes: slot.of(&body).to_vec(),
-                resource: &plan.resources[usize::from(slot.resource)],
-                required: delivery.acknowledged[number] && (plan.is_late(number) || !late_error),
-            };
-            spans.insert(slot.span_id(&body), sent);
-        }
+    delivery: &'a Delivery,
+    /// By number; nothing for those that were not sent.
+    bodies: Vec<Option<Vec<u8>>>,
+}
+
+impl<'a> SentBodies<'a> {
+    /// Makes them.
+    pub(crate) fn new(plan: &'a Plan, delivery: &'a Delivery) -> Self {
+        let body = |number: usize| plan.body(delivery.group, number, delivery.base_unix_nanos);
+        let bodies = (0..).zip(&delivery.sent).map(|(number, sent)| sent.then(|| body(number))).collect();
+        Self { plan, delivery, bodies }
     }
-    spans
+
+    /// The spans of trace `index`, by span id. Required is what was acknowledged; but when the error of a trace comes
+    /// late, as its claim says, the decision may have let the others go, so then only what came late is.
+    pub(crate) fn spans(&self, index: u32, claim: Claim) -> HashMap<[u8; 8], SentSpan<'a>> {
+        let Self { plan, delivery, bodies } = self;
+        let templates = &plan.group(delivery.group).bodies;
+        let mut spans = HashMap::new();
+        for (number, (template, body)) in templates.iter().zip(bodies).enumerate() {
+            let Some(body) = body else { continue };
+            for slot in template.spans.iter().filter(|slot| slot.trace == index) {
+                let sent = SentSpan {
+                    bytes: slot.of(body).to_vec(),
+                    resource: &plan.resources[usize::from(slot.resource)],
+                    required: delivery.acknowledged[number] && (plan.is_late(number) || !claim.late_error),
+                };
+                spans.insert(slot.span_id(body), sent);
+            }
+        }
+        spans
+    }
 }
 
 /// What is wrong with one trace, or with all together.
@@ -223,6 +233,15 @@ pub(crate) mod tests {
 
     const BASE: u64 = 1_700_000_000_000_000_000;
 
+    /// The spans of one trace of a delivery.
+    pub(crate) fn sent_spans<'a>(
+        plan: &'a Plan,
+        delivery: &'a Delivery,
+        index: u32,
+    ) -> HashMap<[u8; 8], SentSpan<'a>> {
+        SentBodies::new(plan, delivery).spans(index, claims(plan, delivery)[index as usize])
+    }
+
     fn delivery(plan: &Plan, acknowledged: bool) -> Delivery {
         let bodies = plan.bodies_per_group();
         Delivery {
@@ -257,7 +276,8 @@ pub(crate) mod tests {
 
     fn check(change: fn(&mut Vec<Told>), expected: Findings) {
         let plan = Plan::new(options(Shape::S)).unwrap();
-        let sent = sent_spans(&plan, &delivery(&plan, true), 7);
+        let delivery = delivery(&plan, true);
+        let sent = sent_spans(&plan, &delivery, 7);
         assert_eq!(sent.len(), 8);
         let mut spans = told(&sent);
         change(&mut spans);
@@ -293,7 +313,8 @@ pub(crate) mod tests {
     #[test]
     fn spans_without_acknowledgement_may_be_missing_but_not_changed() {
         let plan = Plan::new(options(Shape::S)).unwrap();
-        let sent = sent_spans(&plan, &delivery(&plan, false), 7);
+        let delivery = delivery(&plan, false);
+        let sent = sent_spans(&plan, &delivery, 7);
         let scope = encode_scope();
         assert!(compare(&sent, &scope, &[], true).unwrap().is_none());
         let mut spans = told(&sent);

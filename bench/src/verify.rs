@@ -1,6 +1,7 @@
 //! `verify`: asks the appliance for every trace it must have, and compares it with what was sent.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,10 +13,10 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use crate::appliance::Appliance;
-use crate::check::{self, Claim, Findings, Share};
+use crate::check::{self, Claim, Findings, SentBodies, Share};
 use crate::clock::{self, parse_duration};
 use crate::error::Error;
-use crate::ledger::Ledger;
+use crate::ledger::{Delivery, Ledger};
 use crate::plan::Plan;
 use crate::template::encode_scope;
 
@@ -30,6 +31,9 @@ const PAGES_MAX: usize = 10_000;
 
 /// A trace that is missing is asked for again after this: it may just be on its way from live to kept.
 const ASK_AGAIN_AFTER: Duration = Duration::from_secs(2);
+
+/// How often progress is told.
+const SAY_EVERY: Duration = Duration::from_secs(5);
 
 /// How many ids of each kind of trouble the result names.
 const EXAMPLES_MAX: usize = 5;
@@ -69,6 +73,8 @@ pub(crate) struct Report {
     /// Nothing is missing, doubled, altered or made up, and every other expectation of the command line holds.
     pub(crate) passed: bool,
     seconds: f64,
+    /// Of those, reading the ledgers; waiting for decisions; asking by id and comparing; listing.
+    seconds_by_step: Steps,
     /// Traces of which at least one span was acknowledged.
     traces_acknowledged: u64,
     spans_acknowledged: u64,
@@ -95,6 +101,15 @@ pub(crate) struct Report {
     plain_kept_as_slow: u64,
     kept: Listed,
     counts: Option<Counts>,
+}
+
+/// Where the time went.
+#[derive(Debug, Default, Serialize)]
+struct Steps {
+    reading: f64,
+    waiting: f64,
+    comparing: f64,
+    listing: f64,
 }
 
 /// What listing the kept traces found.
@@ -171,22 +186,54 @@ impl Sent {
         self.runs.first().map_or("default", |run| &run.ledger.header.tenant)
     }
 
-    /// The times between which roots ended, widened by the longest trace.
-    fn time_range(&self) -> (u64, u64) {
+    /// Times that hold every trace's start, cut into `count` pieces that hold about as many traces each.
+    fn time_slices(&self, count: u64) -> Vec<Range<u64>> {
+        /// More than the longest trace and the difference of two clocks.
         const MARGIN: u64 = 60_000_000_000;
         let deliveries = self.runs.iter().flat_map(|run| &run.ledger.deliveries);
         let bases = deliveries.map(|delivery| delivery.base_unix_nanos);
         let (low, high) = bases.fold((u64::MAX, 0), |(low, high), base| (low.min(base), high.max(base)));
-        (low.saturating_sub(MARGIN), high.saturating_add(MARGIN))
+        let step = high.saturating_sub(low) / count.max(1);
+        let inner = (1..count).map(|number| low.saturating_add(number * step));
+        let mut cuts = vec![low.saturating_sub(MARGIN)];
+        cuts.extend(inner);
+        cuts.push(high.saturating_add(MARGIN));
+        cuts.windows(2).map(|pair| pair[0]..pair[1]).filter(|slice| !slice.is_empty()).collect()
     }
 
-    fn compare(&self, id: [u8; 16], answer: &[u8]) -> Result<Findings, Error> {
-        let Some((origin, _)) = self.claims.get(&id) else { return Ok(Findings::default()) };
-        let run = &self.runs[origin.run as usize];
-        let delivery = &run.ledger.deliveries[origin.delivery as usize];
-        let spans = check::sent_spans(&run.plan, delivery, origin.trace);
-        check::compare(&spans, &encode_scope(), answer, true)
+    /// Whether each trace comes in one request, so that it can have no parts with different starts.
+    fn traces_come_whole(&self) -> bool {
+        self.runs.iter().all(|run| run.plan.bodies_per_group() == 1)
     }
+
+    /// In the order in which the spans were sent, which is about that in which the appliance keeps them: neighbours then
+    /// come from one page of its archive.
+    fn by_delivery(&self, ids: &[[u8; 16]]) -> Vec<Question> {
+        let place = |&id: &[u8; 16]| {
+            let &(origin, claim) = self.claims.get(&id)?;
+            let base = self.delivery(origin).base_unix_nanos;
+            Some(((base, origin.run, origin.delivery, origin.trace), Question { id, origin, claim }))
+        };
+        let mut places: Vec<_> = ids.iter().filter_map(place).collect();
+        places.sort_unstable_by_key(|&(place, _)| place);
+        places.into_iter().map(|(_, question)| question).collect()
+    }
+
+    fn delivery(&self, origin: Origin) -> &Delivery {
+        &self.runs[origin.run as usize].ledger.deliveries[origin.delivery as usize]
+    }
+
+    fn bodies(&self, origin: Origin) -> SentBodies<'_> {
+        SentBodies::new(&self.runs[origin.run as usize].plan, self.delivery(origin))
+    }
+}
+
+/// A trace to be asked for.
+#[derive(Clone, Copy)]
+struct Question {
+    id: [u8; 16],
+    origin: Origin,
+    claim: Claim,
 }
 
 /// Asks, compares and reports.
@@ -200,14 +247,18 @@ pub(crate) fn run(args: &Args) -> Result<Report, Error> {
         .map_err(|source| Error::System { what: "start a runtime", source })?;
     let start = clock::now();
     let sent = Arc::new(Sent::read(&args.ledger)?);
+    let reading = start.elapsed().as_secs_f64();
     let mut report = runtime.block_on(verify(args, &sent))?;
+    report.seconds_by_step.reading = reading;
     report.seconds = start.elapsed().as_secs_f64();
     Ok(report)
 }
 
 async fn verify(args: &Args, sent: &Arc<Sent>) -> Result<Report, Error> {
     let appliance = Appliance::connect(&args.query, sent.tenant()).await?;
+    let begun = clock::now();
     let status = until_decided(&appliance, args.wait).await?;
+    let waiting = begun.elapsed().as_secs_f64();
     let mut report = Report { counts: status.counts.map(counts_of), ..Report::default() };
     let mut must = Vec::new();
     for (&id, &(_, claim)) in &sent.claims {
@@ -229,8 +280,11 @@ async fn verify(args: &Args, sent: &Arc<Sent>) -> Result<Report, Error> {
         verdicts.retain(|verdict| !verdict.is_in_trouble());
         verdicts.extend(ask(&appliance, sent, &absent, args.concurrency).await?);
     }
+    let mut listing = 0.0;
     if !args.skip_kept {
-        let listed = list(&appliance, sent, &mut report.kept).await?;
+        let begun = clock::now();
+        let listed = list(&appliance, sent, args.concurrency, &mut report.kept).await?;
+        listing = begun.elapsed().as_secs_f64();
         let asked: HashMap<[u8; 16], ()> = must.iter().map(|&id| (id, ())).collect();
         let others: Vec<[u8; 16]> = listed.keys().filter(|id| !asked.contains_key(*id)).copied().collect();
         eprintln!("comparing {} more traces that were kept", others.len());
@@ -240,6 +294,8 @@ async fn verify(args: &Args, sent: &Arc<Sent>) -> Result<Report, Error> {
         report.judge_shares(sent, &listed);
         verdicts.extend(compared);
     }
+    let comparing = begun.elapsed().as_secs_f64() - waiting - listing;
+    report.seconds_by_step = Steps { reading: 0.0, waiting, comparing, listing };
     report.judge(&verdicts);
     report.passed = report.holds(args);
     Ok(report)
@@ -279,52 +335,103 @@ fn counts_of(counts: query_api::proto::SpanCounts) -> Counts {
     Counts { arrived, kept, sampled_out, shed, expired, refused, undecided, identity_holds }
 }
 
+/// Asks for `ids` and compares each answer with what was sent.
 async fn ask(
     appliance: &Appliance,
     sent: &Arc<Sent>,
     ids: &[[u8; 16]],
     concurrency: usize,
 ) -> Result<Vec<Verdict>, Error> {
+    let questions = sent.by_delivery(ids);
+    let of_one_delivery =
+        |a: &Question, b: &Question| (a.origin.run, a.origin.delivery) == (b.origin.run, b.origin.delivery);
     let places = Arc::new(Semaphore::new(concurrency.max(1)));
-    let mut questions = JoinSet::new();
+    let mut answers = JoinSet::new();
     let mut verdicts = Vec::with_capacity(ids.len());
-    for &id in ids {
+    let mut said = clock::now();
+    for questions in questions.chunk_by(of_one_delivery).map(<[Question]>::to_vec) {
         let place = Arc::clone(&places).acquire_owned().await;
         let (appliance, sent) = (appliance.clone(), Arc::clone(sent));
-        questions.spawn(async move {
-            let verdict = ask_for(&appliance, &sent, id).await;
+        answers.spawn(async move {
+            let verdicts = ask_for(&appliance, &sent, &questions).await;
             drop(place);
-            verdict
+            verdicts
         });
-        while let Some(done) = questions.try_join_next() {
-            verdicts.push(done.unwrap_or(Err(Error::ThreadLost))?);
+        while let Some(done) = answers.try_join_next() {
+            verdicts.extend(done.unwrap_or(Err(Error::ThreadLost))?);
+        }
+        if said.elapsed() >= SAY_EVERY {
+            said = clock::now();
+            eprintln!("{} of {} traces compared", verdicts.len(), ids.len());
         }
     }
-    while let Some(done) = questions.join_next().await {
-        verdicts.push(done.unwrap_or(Err(Error::ThreadLost))?);
+    while let Some(done) = answers.join_next().await {
+        verdicts.extend(done.unwrap_or(Err(Error::ThreadLost))?);
     }
     Ok(verdicts)
 }
 
-async fn ask_for(appliance: &Appliance, sent: &Sent, id: [u8; 16]) -> Result<Verdict, Error> {
-    let Some(answer) = appliance.trace(id).await? else {
-        return Ok(Verdict { id, found: false, spans: 0, findings: Findings::default() });
-    };
-    let spans = answer.summary.map_or(0, |summary| u64::from(summary.span_count));
-    let traces = answer.trace.unwrap_or_default();
-    Ok(Verdict { id, found: true, spans, findings: sent.compare(id, &traces.0)? })
+/// Asks for traces of one delivery, one after the other.
+async fn ask_for(appliance: &Appliance, sent: &Sent, questions: &[Question]) -> Result<Vec<Verdict>, Error> {
+    let Some(first) = questions.first() else { return Ok(Vec::new()) };
+    let (bodies, scope) = (sent.bodies(first.origin), encode_scope());
+    let mut verdicts = Vec::with_capacity(questions.len());
+    for &Question { id, origin, claim } in questions {
+        let Some(answer) = appliance.trace(id).await? else {
+            verdicts.push(Verdict { id, found: false, spans: 0, findings: Findings::default() });
+            continue;
+        };
+        let spans = answer.summary.map_or(0, |summary| u64::from(summary.span_count));
+        let traces = answer.trace.unwrap_or_default();
+        let findings = check::compare(&bodies.spans(origin.trace, claim), &scope, &traces.0, true)?;
+        verdicts.push(Verdict { id, found: true, spans, findings });
+    }
+    Ok(verdicts)
 }
 
 /// The decisions of the kept traces that were sent by these runs.
 async fn list(
     appliance: &Appliance,
-    sent: &Sent,
+    sent: &Arc<Sent>,
+    concurrency: usize,
     listed: &mut Listed,
-) -> Result<HashMap<[u8; 16], Decision>, Error> {
-    let (start_unix_nano, end_unix_nano) = sent.time_range();
+) -> Result<Decisions, Error> {
+    // A trace in parts stands at the start of a part, and in several slices then.
+    let slices = if sent.traces_come_whole() { concurrency.max(1) as u64 } else { 1 };
+    let mut lists = JoinSet::new();
+    for slice in sent.time_slices(slices) {
+        let (appliance, sent) = (appliance.clone(), Arc::clone(sent));
+        lists.spawn(async move { list_slice(&appliance, &sent, slice).await });
+    }
+    let mut decisions = HashMap::new();
+    while let Some(done) = lists.join_next().await {
+        let (found, part) = done.unwrap_or(Err(Error::ThreadLost))?;
+        let Listed { traces, pending, foreign, listed_twice, not_listed: _, incomplete } = part;
+        listed.traces += traces;
+        listed.pending += pending;
+        listed.foreign += foreign;
+        listed.listed_twice += listed_twice;
+        listed.incomplete.extend(incomplete);
+        for (id, decision) in found {
+            listed.listed_twice += u64::from(decisions.insert(id, decision).is_some());
+        }
+    }
+    listed.incomplete.truncate(EXAMPLES_MAX);
+    Ok(decisions)
+}
+
+type Decisions = HashMap<[u8; 16], Decision>;
+
+async fn list_slice(
+    appliance: &Appliance,
+    sent: &Sent,
+    slice: Range<u64>,
+) -> Result<(Decisions, Listed), Error> {
+    let (start_unix_nano, end_unix_nano) = (slice.start, slice.end);
     let mut search =
         SearchTracesRequest { start_unix_nano, end_unix_nano, limit: PAGE, ..SearchTracesRequest::default() };
     let mut decisions = HashMap::new();
+    let mut listed = Listed::default();
     for _ in 0..PAGES_MAX {
         let page = appliance.search(search.clone()).await?;
         if !page.incomplete.is_empty() && listed.incomplete.len() < EXAMPLES_MAX {
@@ -346,7 +453,7 @@ async fn list(
         }
         search.cursor = page.next_cursor;
     }
-    Ok(decisions)
+    Ok((decisions, listed))
 }
 
 impl Report {

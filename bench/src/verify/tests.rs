@@ -17,7 +17,7 @@ use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status};
 
 use super::*;
-use crate::check::tests::{answer, told};
+use crate::check::tests::{answer, sent_spans, told};
 use crate::ledger::{Delivery, Header, Notes};
 use crate::plan::PlanOptions;
 use crate::plan::tests::options;
@@ -28,6 +28,8 @@ use crate::shape::Shape;
 struct Table {
     traces: BTreeMap<[u8; 16], (Vec<u8>, Decision)>,
     listed: Vec<[u8; 16]>,
+    /// Whatever time was asked for.
+    lists_always: bool,
     counts: SpanCounts,
 }
 
@@ -50,15 +52,19 @@ impl TraceQuery for Table {
         &self,
         request: Request<SearchTracesRequest>,
     ) -> Result<Response<Self::SearchTracesStream>, Status> {
+        let SearchTracesRequest { start_unix_nano, end_unix_nano, cursor, .. } = request.get_ref();
+        // All traces start at one moment, so one slice of time has them all.
+        let has_any = self.lists_always || (*start_unix_nano..*end_unix_nano).contains(&BASE);
         let half = self.listed.len() / 2;
-        let first = request.get_ref().cursor.is_empty();
+        let first = cursor.is_empty();
         let part = if first { &self.listed[..half] } else { &self.listed[half..] };
+        let part = if has_any { part } else { &[] };
         let summary = |id: &[u8; 16]| TraceSummary {
             trace_id: id.to_vec(),
             decision: self.traces[id].1.into(),
             ..TraceSummary::default()
         };
-        let next_cursor = if first { vec![1] } else { Default::default() };
+        let next_cursor = if first && has_any { vec![1] } else { Default::default() };
         let page = SearchTracesResponse {
             traces: part.iter().map(summary).collect(),
             next_cursor,
@@ -101,6 +107,7 @@ impl TraceQuery for Table {
 }
 
 const GROUPS: u64 = 20;
+const BASE: u64 = 1_700_000_000_000_000_000;
 
 /// Writes a ledger of a run that was acknowledged whole, and the table of an appliance that kept the error traces, the
 /// slow ones and every tenth of the others.
@@ -111,7 +118,8 @@ fn honest(path: &Path) -> Table {
     for group in 0..GROUPS {
         let delivery = Delivery {
             group,
-            base_unix_nanos: 1_700_000_000_000_000_000,
+            // The last group comes later, so that there is time to be cut into slices.
+            base_unix_nanos: if group + 1 < GROUPS { BASE } else { BASE + 1_000_000_000 },
             sent: vec![true],
             acknowledged: vec![true],
         };
@@ -129,7 +137,7 @@ fn honest(path: &Path) -> Table {
             };
             table.counts.kept += u64::from(claim.spans_acknowledged);
             let id = plan.trace_id(group, trace);
-            let spans = told(&check::sent_spans(&plan, &delivery, trace));
+            let spans = told(&sent_spans(&plan, &delivery, trace));
             table.traces.insert(id, (answer(&spans), decision));
             table.listed.push(id);
         }
@@ -234,4 +242,27 @@ fn counts_that_do_not_add_up_and_shares_out_of_range_fail() {
     });
     assert_eq!(report["passed"], false, "{report:#}");
     assert_eq!(report["head_kept"]["count"], 0);
+}
+
+#[test]
+fn a_trace_that_is_listed_at_two_times_fails() {
+    let report = verify_after(|table| table.lists_always = true);
+    assert_eq!(report["passed"], false, "{report:#}");
+    assert!(report["kept"]["listed_twice"].as_u64() >= report["kept"]["traces"].as_u64().map(|all| all / 2));
+}
+
+#[test]
+fn slices_of_time_adjoin_and_hold_every_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = dir.path().join("run.ledger");
+    honest(&ledger);
+    let sent = Sent::read(&[ledger]).unwrap();
+    assert!(sent.traces_come_whole());
+    for count in [1, 2, 7] {
+        let slices = sent.time_slices(count);
+        assert_eq!(slices.len() as u64, count);
+        assert!(slices.windows(2).all(|pair| pair[0].end == pair[1].start));
+        assert!(slices[0].start < BASE - 10_000_000_000);
+        assert!(slices.last().unwrap().end > BASE + 11_000_000_000);
+    }
 }
