@@ -24,7 +24,7 @@ const ARROWS: [(&str, &[&str]); 13] = [
     ("ingest-receiver", &["ingest-dialects", "ingest-otlp"]),
     ("query-engine", &["store-archive", "store-index", "ingest-otlp"]),
     ("query-api", &["query-engine", "ingest-otlp"]),
-    ("sluicebox-bench", &["store-log", "ingest-otlp", "query-api"]),
+    ("sluicebox-bench", &["store-log", "ingest-otlp", "ingest-receiver", "query-api"]),
     (
         "sluicebox",
         &[

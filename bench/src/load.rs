@@ -15,12 +15,14 @@ use crate::error::Error;
 use crate::latency::{Quantiles, Schedule};
 use crate::ledger::Header;
 use crate::plan::{Plan, PlanOptions};
+use crate::pool_file::{self, Contents};
 use crate::process::{CpuPerSpan, CpuTime, Process, interrupt_time};
 use crate::report::per_second;
 use crate::sender::{Compression, Protocol, Target};
 use crate::shape::Shape;
 use crate::supply::{Pool, Source};
-use crate::worker::{self, Run, Tally};
+use crate::tls::Trust;
+use crate::worker::{self, InFlight, Part, Run, Tally};
 
 /// How often memory is sampled.
 const SAMPLE_EVERY: Duration = Duration::from_millis(100);
@@ -52,6 +54,12 @@ pub(crate) struct Args {
     /// Requests in flight on each connection (over HTTP each takes a connection)
     #[arg(long, default_value_t = 4)]
     pub(crate) in_flight: u32,
+    /// Requests in flight on all connections together, each on the next connection in turn; instead of --in-flight
+    #[arg(long, conflicts_with = "in_flight")]
+    pub(crate) in_flight_together: Option<u32>,
+    /// Speak TLS, and believe whom these certificates have signed (PEM)
+    #[arg(long)]
+    pub(crate) tls_ca: Option<PathBuf>,
     /// Spans a second on a constant schedule (open loop); without it each answer starts the next request
     #[arg(long)]
     pub(crate) rate: Option<f64>,
@@ -76,6 +84,9 @@ pub(crate) struct Args {
     /// Requests in the pool of compressed bodies; the run ends with it
     #[arg(long, default_value_t = 20_000)]
     pub(crate) pool_requests: u64,
+    /// Keep the pool in this file, and take it from there when it was made with the same options
+    #[arg(long, requires = "seed", conflicts_with = "fresh")]
+    pub(crate) pool_file: Option<PathBuf>,
     /// Use the pool again and again; its trace ids then come again, too
     #[arg(long, conflicts_with = "ledger")]
     pub(crate) wrap: bool,
@@ -158,12 +169,36 @@ impl Args {
     }
 
     fn check(&self) -> Result<(), Error> {
-        let counts = [self.connections, self.in_flight, self.threads];
+        let in_flight = self.in_flight_together.unwrap_or(self.in_flight);
+        let counts = [self.connections, in_flight, self.threads];
         if counts.iter().any(|count| !(1..=10_000).contains(count)) || self.threads > self.connections {
             let what = "--connections, --in-flight and --threads must be 1 to 10000, threads no more than connections";
             return Err(Error::Options(what.to_owned()));
         }
+        if self.threads > in_flight && self.in_flight_together.is_some() {
+            let what = "--threads must be no more than --in-flight-together";
+            return Err(Error::Options(what.to_owned()));
+        }
         Ok(())
+    }
+
+    pub(crate) fn in_flight(&self) -> InFlight {
+        self.in_flight_together.map_or(InFlight::EachConnection(self.in_flight), InFlight::Together)
+    }
+
+    fn trust(&self) -> Result<Option<Trust>, Error> {
+        let read = |path: &PathBuf| Trust::read(path, &self.endpoint(), self.protocol);
+        self.tls_ca.as_ref().map(read).transpose()
+    }
+
+    /// What thread number `thread` does.
+    fn part(&self, thread: u32) -> Part {
+        let share = |of: u32| share_of(of, self.threads, thread) as usize;
+        Part {
+            connections: share(self.connections),
+            in_flight: self.in_flight_together.map_or(0, share),
+            cpu: self.generator_cpu.get(thread as usize % self.generator_cpu.len().max(1)).copied(),
+        }
     }
 
     /// How many groups a run may send at most.
@@ -199,9 +234,15 @@ impl Args {
         }
         let requests_per_group = plan.bodies_per_group() as u64;
         let count = (self.pool_requests / requests_per_group).clamp(1, group_limit);
-        let (pool, took) = clock::timed(|| Pool::build(plan, count, compression, level));
+        let made = || Pool::build(plan, count, compression, level);
+        let (pool, took) = clock::timed(|| match &self.pool_file {
+            Some(path) => {
+                pool_file::read_or_make(path, &Contents::new(plan, count, compression, level), made)
+            }
+            None => made(),
+        });
         let pool = pool?;
-        eprintln!("compressed {} groups of requests in {:.1} s", pool.len(), took.as_secs_f64());
+        eprintln!("{} compressed groups of requests after {:.1} s", pool.len(), took.as_secs_f64());
         Ok(Source::Pooled(Arc::new(pool)))
     }
 }
@@ -213,8 +254,10 @@ pub(crate) struct Report {
     protocol: Protocol,
     compression: Compression,
     bodies: &'static str,
+    /// Version and cipher suite.
+    tls: Option<String>,
     connections: u32,
-    in_flight: u32,
+    in_flight: InFlight,
     seconds: f64,
     traces: u64,
     spans_per_second: f64,
@@ -265,6 +308,8 @@ struct ServerReport {
     rss_bytes_before: u64,
     rss_bytes_max: u64,
     rss_bytes_after: u64,
+    /// Once a second from the start to the end of `--settle`.
+    rss_bytes_by_second: Vec<u64>,
 }
 
 /// Runs the load and returns what it measured.
@@ -288,9 +333,10 @@ pub(crate) fn run(args: &Args) -> Result<Report, Error> {
             protocol: args.protocol,
             tenant: args.tenant.clone(),
             compression: args.compression,
+            trust: args.trust()?,
         },
         schedule: Schedule::of_rate(args.rate, spans_per_request(&plan, requests_per_group)),
-        in_flight: args.in_flight,
+        in_flight: args.in_flight(),
         duration: args.duration(),
         group_limit,
         late_by: args.late_by,
@@ -335,17 +381,17 @@ struct ServerUse {
     rss_before: u64,
     rss_max: u64,
     rss_after: u64,
+    rss_by_second: Vec<u64>,
 }
 
 fn measure(args: &Args, run: &Arc<Run>) -> Result<Measured, Error> {
     let (finished, results) = mpsc::channel();
     for thread in 0..args.threads {
-        let connections = connections_of(args.connections, args.threads, thread);
-        let cpu = args.generator_cpu.get(thread as usize % args.generator_cpu.len().max(1)).copied();
+        let part = args.part(thread);
         let (run, finished) = (Arc::clone(run), finished.clone());
         thread::spawn(move || {
             // Nobody listens any more only when the run has failed elsewhere.
-            drop(finished.send(worker::work(&run, connections as usize, cpu)));
+            drop(finished.send(worker::work(&run, part)));
         });
     }
     drop(finished);
@@ -359,7 +405,15 @@ fn measure(args: &Args, run: &Arc<Run>) -> Result<Measured, Error> {
     run.ready.wait();
 
     let warm = Warm { cpu: cpu_before, spans: 0, due: Some(args.warm_up) };
-    let mut watch = Watch { run, server: server.as_ref(), start, rss_max: rss_before, said: start, warm };
+    let mut watch = Watch {
+        run,
+        server: server.as_ref(),
+        start,
+        rss_max: rss_before,
+        said: start,
+        warm,
+        rss_by_second: Vec::new(),
+    };
     let tally = watch.until_all_are_back(&results, args.threads)?;
     let elapsed = start.elapsed();
     let own = Process::own().cpu()?.since(own_before);
@@ -376,13 +430,14 @@ fn measure(args: &Args, run: &Arc<Run>) -> Result<Measured, Error> {
         rss_before,
         rss_max: watch.rss_max,
         rss_after: process.resident_bytes()?,
+        rss_by_second: watch.rss_by_second,
     };
     Ok(Measured { tally, elapsed, own, server: Some(server) })
 }
 
-/// Connections of one thread: an even share, the first threads take what is left over.
-fn connections_of(connections: u32, threads: u32, thread: u32) -> u32 {
-    connections / threads + u32::from(thread < connections % threads)
+/// One thread's share of a number: an even one, the first threads take what is left over.
+fn share_of(number: u32, threads: u32, thread: u32) -> u32 {
+    number / threads + u32::from(thread < number % threads)
 }
 
 /// Looks on while the threads work.
@@ -391,6 +446,7 @@ struct Watch<'a> {
     server: Option<&'a Process>,
     start: Instant,
     rss_max: u64,
+    rss_by_second: Vec<u64>,
     said: Instant,
     warm: Warm,
 }
@@ -428,6 +484,9 @@ impl Watch<'_> {
     fn look(&mut self) {
         if let Some(rss) = self.server.and_then(|server| server.resident_bytes().ok()) {
             self.rss_max = self.rss_max.max(rss);
+            if self.start.elapsed().as_secs() >= self.rss_by_second.len() as u64 {
+                self.rss_by_second.push(rss);
+            }
         }
         if let (Some(due), Some(server)) = (self.warm.due, self.server)
             && self.start.elapsed() >= due
@@ -471,8 +530,9 @@ fn report(args: &Args, run: &Run, measured: Measured) -> Report {
         protocol: args.protocol,
         compression: args.compression,
         bodies: run.source.describe(groups),
+        tls: run.target.trust.as_ref().and_then(Trust::spoken),
         connections: args.connections,
-        in_flight: args.in_flight,
+        in_flight: args.in_flight(),
         seconds,
         traces: groups.saturating_mul(run.plan.traces_per_group()),
         spans_per_second: per_second(spans, seconds),
@@ -509,6 +569,7 @@ fn report(args: &Args, run: &Run, measured: Measured) -> Report {
             rss_bytes_before: server.rss_before,
             rss_bytes_max: server.rss_max,
             rss_bytes_after: server.rss_after,
+            rss_bytes_by_second: server.rss_by_second,
         }),
         generator_cpu_ns_per_span: own.per_span(spans),
         generator_busy: own.total().as_secs_f64() / (seconds * f64::from(args.threads)),

@@ -1,9 +1,10 @@
 //! Measures the appliance from outside and its stages from inside; prints one JSON object.
 //!
 //! Talks to the appliance over loopback only, as its clients do, and links nothing of it but the stages that `walk` and
-//! `journal` measure and the query client. Read in this order: `random`, `catalog`, `shape`, `wire`, `template`, `plan`
-//! (what a run sends, deterministic), `ledger`, `supply`, `answer`, `sender`, `worker`, `load` (sending it), `sink`,
-//! `walk`, `journal`, `check`, `verify`, `query`; `clock`, `latency`, `process`, `report` serve all.
+//! `journal` measure, the receiver that `sink` can be and the query client. Read in this order: `random`, `catalog`,
+//! `shape`, `wire`, `template`, `plan` (what a run sends, deterministic), `ledger`, `supply`, `pool_file`, `answer`, `tls`,
+//! `sender`, `worker`, `load` (sending it), `sink`, `drain`, `walk`, `journal`, `check`, `verify`, `query`; `cells`, `matrix`,
+//! `gather`, `table` (results put together), `flame`; `clock`, `latency`, `process`, `report` serve all.
 
 #![expect(clippy::print_stdout, reason = "the result of a run is its standard output")]
 #![expect(clippy::print_stderr, reason = "progress for people goes to standard error")]
@@ -11,15 +12,21 @@
 mod answer;
 mod appliance;
 mod catalog;
+mod cells;
 mod check;
 mod clock;
+mod drain;
 mod error;
+mod flame;
+mod gather;
 mod journal;
 mod latency;
 mod ledger;
 mod load;
+mod matrix;
 mod pairs;
 mod plan;
+mod pool_file;
 mod process;
 mod query;
 mod random;
@@ -28,7 +35,9 @@ mod sender;
 mod shape;
 mod sink;
 mod supply;
+mod table;
 mod template;
+mod tls;
 mod verify;
 mod walk;
 mod wire;
@@ -75,6 +84,18 @@ enum Bench {
     Query(query::Args),
     /// Results of load against the appliance beside results against the sink
     Pairs(pairs::Args),
+    /// A certificate for a run, and the authority to trust
+    Certificate(tls::Args),
+    /// The cells of the matrix, for scripts
+    Cells(cells::Args),
+    /// Results of the cells put together
+    Matrix(matrix::Args),
+    /// Results of several commands as one
+    Gather(gather::Args),
+    /// What stacks of `perf script` say about costs
+    Flame(flame::Args),
+    /// A result as a table for people
+    Table(table::Args),
 }
 
 fn main() -> ExitCode {
@@ -93,6 +114,7 @@ fn main() -> ExitCode {
 /// Runs what was asked for and prints its result. False means that it was measured and is not as it must be.
 fn run(cli: &Cli) -> Result<bool, Error> {
     let mut passed = true;
+    process::raise_file_limit();
     match &cli.bench {
         Bench::Load(args) => print(cli, "load", &load::run(args)?),
         Bench::Sink(args) => print(cli, "sink", &sink::run(args)?),
@@ -105,6 +127,12 @@ fn run(cli: &Cli) -> Result<bool, Error> {
         }
         Bench::Query(args) => print(cli, "query", &query::run(args)?),
         Bench::Pairs(args) => print(cli, "pairs", &pairs::run(args)?),
+        Bench::Certificate(args) => print(cli, "certificate", &tls::issue(args)?),
+        Bench::Cells(args) => cells::run(args).map(|text| print!("{text}")),
+        Bench::Matrix(args) => print(cli, "matrix", &matrix::run(args)?),
+        Bench::Gather(args) => print(cli, &args.name, &gather::run(args)?),
+        Bench::Flame(args) => print(cli, "flame", &flame::run(args)?),
+        Bench::Table(args) => table::run(args).map(|text| print!("{text}")),
     }?;
     Ok(passed)
 }

@@ -1,9 +1,11 @@
-//! What the kernel says about a process: processor time and memory. Reads `/proc` and nothing else.
+//! What the kernel says about a process: processor time and memory. Reads `/proc`, and changes one thing: how many files
+//! this process may open.
 
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::Serialize;
 
 use crate::error::Error;
@@ -88,6 +90,13 @@ impl Process {
         let page = rustix::param::page_size() as u64;
         pages.map(|pages| pages * page).ok_or(Error::Malformed { what: "/proc/PID/statm" })
     }
+}
+
+/// Lets this process have as many files open as it may allow itself: every connection is one.
+pub(crate) fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    // Who may not raise it meets the old limit, and is then told which file could not be opened.
+    let _stays = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
 /// Fields 14 and 15, counted after the command's closing bracket (the command may hold anything).

@@ -1,4 +1,5 @@
-//! Connections that carry export requests: gRPC on the `h2` crate, HTTP/1.1 on hyper. Reconnects, never retries.
+//! Connections that carry export requests: gRPC on the `h2` crate, HTTP/1.1 on hyper, either with TLS. Reconnects, never
+//! retries.
 //!
 //! The body is handed over as one `Bytes` and never copied on this side; everything else of a request is constant.
 
@@ -10,6 +11,7 @@ use h2::client::SendRequest;
 use http::{HeaderMap, HeaderValue, Method, Request, Uri, Version};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::Mutex;
 use tokio::time::timeout;
@@ -17,6 +19,7 @@ use tokio::time::timeout;
 use crate::answer::{self, Answer};
 use crate::error::Error;
 use crate::template::GRPC_PREFIX;
+use crate::tls::Trust;
 
 /// A connection that is not there by then will not come.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -68,13 +71,17 @@ pub(crate) struct Target {
     pub(crate) tenant: String,
     /// What the bodies are.
     pub(crate) compression: Compression,
+    /// Whom to believe over TLS; plain connections without it.
+    pub(crate) trust: Option<Trust>,
 }
 
 impl Target {
     fn uri(&self) -> Result<Uri, Error> {
         let text = match self.protocol {
             Protocol::Grpc => {
-                format!("http://{}/opentelemetry.proto.collector.trace.v1.TraceService/Export", self.endpoint)
+                let scheme = if self.trust.is_some() { "https" } else { "http" };
+                let method = "opentelemetry.proto.collector.trace.v1.TraceService/Export";
+                format!("{scheme}://{}/{method}", self.endpoint)
             }
             // HTTP/1.1 sends a path; the host has a header of its own.
             Protocol::Http => "/v1/traces".to_owned(),
@@ -155,9 +162,19 @@ impl Sender {
     async fn open(&self) -> Result<State, String> {
         let stream = TcpStream::connect(&self.target.endpoint).await.map_err(|e| e.to_string())?;
         stream.set_nodelay(true).map_err(|e| e.to_string())?;
+        match &self.target.trust {
+            None => self.shake(stream).await,
+            Some(trust) => self.shake(trust.connect(stream).await?).await,
+        }
+    }
+
+    async fn shake(&self, stream: impl AsyncRead + AsyncWrite + Unpin + 'static) -> Result<State, String> {
         match self.target.protocol {
             Protocol::Grpc => {
-                let (send, connection) = h2::client::handshake(stream).await.map_err(|e| e.to_string())?;
+                let mut builder = h2::client::Builder::new();
+                // Hundreds of answers of five bytes may wait on one connection; that is no attack here.
+                builder.data_frame_budget(usize::MAX);
+                let (send, connection) = builder.handshake(stream).await.map_err(|e| e.to_string())?;
                 // A connection that ends shows in its requests; its own result adds nothing.
                 tokio::task::spawn_local(async move { drop(connection.await) });
                 Ok(State::Grpc(send))

@@ -23,6 +23,16 @@ pub(crate) enum Shape {
 }
 
 impl Shape {
+    /// As the command line has it.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::S => "s",
+            Self::L => "l",
+            Self::Tracegen => "tracegen",
+            Self::Random => "random",
+        }
+    }
+
     /// How many services take part when nothing else is said.
     pub(crate) fn services_default(self) -> u16 {
         match self {

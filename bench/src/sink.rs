@@ -1,7 +1,9 @@
-//! `sink`: the floor. A server on the same HTTP stack as the portable receiver that reads bodies and drops them.
+//! `sink`: the floor. A server on the same HTTP stack as the portable receiver that reads bodies and drops them; with
+//! `--driver`, the house's own receiver over an intake that drops.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -14,18 +16,25 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
+use ingest_receiver::tls::stream;
+use ingest_receiver::{DriverChoice, Tls, TlsConfig, TlsVersion};
 use serde::Serialize;
 use store_model::Encoding;
-use tokio::net::TcpListener;
-use tokio::time::timeout;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::sleep;
 
 use crate::clock::parse_duration;
+use crate::drain::Receiver;
 use crate::error::Error;
 use crate::template::GRPC_PREFIX;
 use crate::worker::pin;
 
 /// As the receiver's limit: after decompression.
 const BODY_BYTES_MAX: usize = 64 << 20;
+
+/// As the receiver's limit.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Options of `sink`.
 #[derive(clap::Args, Debug)]
@@ -42,6 +51,15 @@ pub(crate) struct Args {
     /// Gather, decompress and walk each body, and count its spans
     #[arg(long)]
     pub(crate) walk: bool,
+    /// Receive with this driver of the house (auto, io_uring, epoll, portable) instead; it always walks
+    #[arg(long)]
+    pub(crate) driver: Option<DriverChoice>,
+    /// Speak TLS: the certificate and what leads from it to a root (PEM)
+    #[arg(long, requires = "tls_key")]
+    pub(crate) tls_cert: Option<PathBuf>,
+    /// The certificate's private key (PEM)
+    #[arg(long, requires = "tls_cert")]
+    pub(crate) tls_key: Option<PathBuf>,
     /// Stop after this long (SIGTERM and SIGINT stop it earlier)
     #[arg(long, default_value = "10m", value_parser = parse_duration)]
     pub(crate) duration: Duration,
@@ -50,18 +68,20 @@ pub(crate) struct Args {
 /// What was dropped.
 #[derive(Debug, Default)]
 pub(crate) struct Dropped {
-    requests: AtomicU64,
-    bytes: AtomicU64,
-    spans: AtomicU64,
-    unreadable: AtomicU64,
+    pub(crate) requests: AtomicU64,
+    pub(crate) bytes: AtomicU64,
+    pub(crate) spans: AtomicU64,
+    pub(crate) unreadable: AtomicU64,
 }
 
 /// What was dropped, in numbers.
 #[derive(Debug, Serialize, PartialEq, Eq)]
 pub(crate) struct Report {
+    /// `hyper`, or the driver of the house.
+    pub(crate) server: &'static str,
     pub(crate) requests: u64,
     pub(crate) bytes: u64,
-    /// Only counted with `--walk`.
+    /// Only counted by those who walk.
     pub(crate) spans: u64,
     /// Bodies that could not be decompressed or walked.
     pub(crate) unreadable: u64,
@@ -69,9 +89,10 @@ pub(crate) struct Report {
 
 impl Dropped {
     /// In numbers.
-    pub(crate) fn report(&self) -> Report {
+    pub(crate) fn report(&self, server: &'static str) -> Report {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Report {
+            server,
             requests: read(&self.requests),
             bytes: read(&self.bytes),
             spans: read(&self.spans),
@@ -105,16 +126,44 @@ pub(crate) fn run(args: &Args) -> Result<Report, Error> {
     }
     let runtime = builder.enable_all().build().map_err(failed("start a runtime"))?;
     let dropped = Arc::new(Dropped::default());
+    let tls = identity(args)?;
+    let over = async {
+        eprintln!("listening on {}", args.listen);
+        tokio::select! {
+            () = sleep(args.duration) => Ok(()),
+            result = stopped() => result.map_err(failed("wait for signals")),
+        }
+    };
+    if args.driver.is_some() {
+        let receiver = Receiver::start(args, tls, Arc::clone(&dropped))?;
+        runtime.block_on(over)?;
+        let server = receiver.name();
+        receiver.stop();
+        return Ok(dropped.report(server));
+    }
     runtime.block_on(async {
         let listener = TcpListener::bind(args.listen).await.map_err(failed("listen"))?;
-        eprintln!("listening on {}", args.listen);
-        let serving = serve(listener, Arc::clone(&dropped), args.walk);
         tokio::select! {
-            _elapsed = timeout(args.duration, serving) => {}
-            result = stopped() => result.map_err(failed("wait for signals"))?,
+            () = serve(listener, Arc::clone(&dropped), args.walk, tls) => Ok(()),
+            result = over => result,
         }
-        Ok(dropped.report())
-    })
+    })?;
+    Ok(dropped.report("hyper"))
+}
+
+/// What it identifies itself with; read as the appliance reads it, so that both speak the same.
+fn identity(args: &Args) -> Result<Option<Arc<Tls>>, Error> {
+    let (Some(certificate_file), Some(key_file)) = (args.tls_cert.clone(), args.tls_key.clone()) else {
+        return Ok(None);
+    };
+    let config = TlsConfig {
+        certificate_file,
+        key_file,
+        client_ca_file: None,
+        min_version: TlsVersion::default(),
+        reload_interval: Duration::ZERO,
+    };
+    Tls::load(&config).map(Some).map_err(|cause| Error::Options(cause.to_string()))
 }
 
 async fn stopped() -> std::io::Result<()> {
@@ -129,18 +178,31 @@ async fn stopped() -> std::io::Result<()> {
 }
 
 /// Takes connections until it is dropped.
-pub(crate) async fn serve(listener: TcpListener, dropped: Arc<Dropped>, walk: bool) {
+pub(crate) async fn serve(listener: TcpListener, dropped: Arc<Dropped>, walk: bool, tls: Option<Arc<Tls>>) {
     loop {
         let Ok((stream, _peer)) = listener.accept().await else { continue };
         drop(stream.set_nodelay(true));
-        let dropped = Arc::clone(&dropped);
-        tokio::spawn(async move {
-            let service = service_fn(move |request| answer(request, Arc::clone(&dropped), walk));
-            let server = auto::Builder::new(TokioExecutor::new());
-            // How a connection ends is its client's affair.
-            drop(server.serve_connection(TokioIo::new(stream), service).await);
-        });
+        tokio::spawn(serve_connection(stream, Arc::clone(&dropped), walk, tls.clone()));
     }
+}
+
+async fn serve_connection(stream: TcpStream, dropped: Arc<Dropped>, walk: bool, tls: Option<Arc<Tls>>) {
+    let Some(tls) = tls else { return serve_requests(stream, dropped, walk).await };
+    // Whoever cannot shake hands sees that at once.
+    if let Ok(stream) = stream::accept(&tls, stream, HANDSHAKE_TIMEOUT).await {
+        serve_requests(stream, dropped, walk).await;
+    }
+}
+
+async fn serve_requests(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    dropped: Arc<Dropped>,
+    walk: bool,
+) {
+    let service = service_fn(move |request| answer(request, Arc::clone(&dropped), walk));
+    let server = auto::Builder::new(TokioExecutor::new());
+    // How a connection ends is its client's affair.
+    drop(server.serve_connection(TokioIo::new(stream), service).await);
 }
 
 type Answer = Response<BoxBody<Bytes, Infallible>>;
@@ -205,7 +267,7 @@ fn http_ok() -> Answer {
 mod tests {
     use super::*;
     use crate::ledger::Ledger;
-    use crate::load;
+    use crate::{load, tls};
     use clap::Parser;
     use std::sync::mpsc;
     use std::thread;
@@ -217,7 +279,7 @@ mod tests {
     }
 
     /// A sink on a free port, for as long as the returned sender lives.
-    fn sink() -> (SocketAddr, Arc<Dropped>, tokio::sync::oneshot::Sender<()>) {
+    fn sink(tls: Option<Arc<Tls>>) -> (SocketAddr, Arc<Dropped>, tokio::sync::oneshot::Sender<()>) {
         let dropped = Arc::new(Dropped::default());
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let (tell, address) = mpsc::channel();
@@ -228,7 +290,7 @@ mod tests {
                 let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
                 tell.send(listener.local_addr().unwrap()).unwrap();
                 tokio::select! {
-                    () = serve(listener, counters, true) => {}
+                    () = serve(listener, counters, true, tls) => {}
                     _ = stopped => {}
                 }
             });
@@ -237,7 +299,8 @@ mod tests {
     }
 
     fn load(endpoint: SocketAddr, options: &str) -> serde_json::Value {
-        let command = format!("load --endpoint {endpoint} --connections 2 --in-flight 2 --seed 9 {options}");
+        let usual = if options.contains("together") { "" } else { "--connections 2 --in-flight 2" };
+        let command = format!("load --endpoint {endpoint} {usual} --seed 9 {options}");
         let args = Load::parse_from(command.split_ascii_whitespace()).args;
         serde_json::to_value(load::run(&args).unwrap()).unwrap()
     }
@@ -254,10 +317,12 @@ mod tests {
             "--requests 20 --rate 100000",
             "--requests 20 --out-of-order --late 0.5 --late-by 10ms",
             "--requests 20 --duplicates 1",
+            "--requests 300 --connections 90 --in-flight-together 30 --spans-per-request 10",
+            "--requests 30 --connections 9 --in-flight-together 3 --protocol http",
         ] {
-            let (endpoint, dropped, _stop) = sink();
+            let (endpoint, dropped, _stop) = sink(None);
             let report = load(endpoint, options);
-            let walked = dropped.report();
+            let walked = dropped.report("hyper");
             assert_eq!(walked.unreadable, 0, "{options}");
             assert_eq!(report["spans_acknowledged"], walked.spans, "{options}");
             assert_eq!(report["spans_sent"], walked.spans, "{options}");
@@ -268,11 +333,66 @@ mod tests {
         }
     }
 
+    fn identified(dir: &std::path::Path, options: &str) -> Args {
+        #[derive(Parser)]
+        struct Sink {
+            #[command(flatten)]
+            args: Args,
+        }
+        let files = tls::tests::files(dir);
+        let command = format!(
+            "sink --listen 127.0.0.1:0 {options} --tls-cert {} --tls-key {}",
+            files.certificate_file.display(),
+            files.key_file.display()
+        );
+        Sink::parse_from(command.split_ascii_whitespace()).args
+    }
+
+    #[test]
+    fn every_kind_of_sink_takes_every_kind_of_connection() {
+        let dir = tempfile::tempdir().unwrap();
+        let trusting = format!("--requests 20 --tls-ca {}", dir.path().join("ca.pem").display());
+        for driver in ["", "--driver epoll", "--driver portable", "--driver auto"] {
+            let args = identified(dir.path(), driver);
+            for options in ["", "--compression gzip", "--protocol http", "--compression zstd --protocol http"]
+            {
+                let what = format!("'{driver}' '{options}'");
+                let identity = identity(&args).unwrap();
+                let (dropped, report) = if driver.is_empty() {
+                    let (endpoint, dropped, _stop) = sink(identity);
+                    (dropped, load(endpoint, &format!("{trusting} {options}")))
+                } else {
+                    let dropped = Arc::new(Dropped::default());
+                    let receiver = Receiver::start(&args, identity, Arc::clone(&dropped)).unwrap();
+                    let endpoint = receiver.address().unwrap();
+                    let report = load(endpoint, &format!("{trusting} {options}"));
+                    receiver.stop();
+                    (dropped, report)
+                };
+                assert!(report["tls"].as_str().unwrap().contains("TLSv1_3"), "{what}: {}", report["tls"]);
+                assert_eq!(report["spans_acknowledged"], dropped.report("any").spans, "{what}");
+                assert_eq!(report["requests_acknowledged"], 20, "{what}");
+                assert_eq!(dropped.report("any").requests, 20, "{what}");
+            }
+        }
+    }
+
+    #[test]
+    fn who_is_not_trusted_gets_nothing() {
+        let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let stranger = tls::tests::files(other.path()).authority_file;
+        let (endpoint, dropped, _stop) = sink(identity(&identified(dir.path(), "")).unwrap());
+        let command = format!("load --endpoint {endpoint} --patience 200ms --tls-ca {}", stranger.display());
+        let args = Load::parse_from(command.split_ascii_whitespace()).args;
+        assert!(matches!(load::run(&args), Err(Error::Connect { .. })));
+        assert_eq!(dropped.report("hyper").requests, 0);
+    }
+
     #[test]
     fn a_ledger_tells_every_acknowledged_request() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("run.ledger");
-        let (endpoint, dropped, _stop) = sink();
+        let (endpoint, dropped, _stop) = sink(None);
         let report =
             load(endpoint, &format!("--requests 12 --late 0.2 --late-by 10ms --ledger {}", path.display()));
         let (ledger, plan) = Ledger::read(&path).unwrap();
@@ -284,7 +404,7 @@ mod tests {
             .filter(|(_, acknowledged)| **acknowledged)
             .map(|(body, _)| u64::from(body.span_count()))
             .sum();
-        assert_eq!(spans, dropped.report().spans);
+        assert_eq!(spans, dropped.report("hyper").spans);
         assert_eq!(report["loss"], 0.0);
     }
 

@@ -4,6 +4,7 @@
 //! says which was taken: a pool made before the run that the run ends with; the same pool used again and again, with the
 //! same trace ids; or compression of every body while sending, at the generator's cost.
 
+use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::num::NonZero;
 use std::sync::Arc;
@@ -25,13 +26,14 @@ const POOL_BYTES_MAX: u64 = 4 << 30;
 /// Bodies compressed before the run.
 #[derive(Debug)]
 pub(crate) struct Pool {
-    groups: Vec<PooledGroup>,
+    pub(crate) groups: Vec<PooledGroup>,
 }
 
-#[derive(Debug, Default)]
-struct PooledGroup {
-    base_unix_nanos: u64,
-    bodies: Vec<Bytes>,
+/// A group of a pool, and its moment.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct PooledGroup {
+    pub(crate) base_unix_nanos: u64,
+    pub(crate) bodies: Vec<Bytes>,
 }
 
 impl Pool {
@@ -159,13 +161,17 @@ impl Source {
 pub(crate) struct Supply {
     plan: Arc<Plan>,
     source: Source,
-    slots: Vec<Vec<Bytes>>,
+    /// By template, then by body: copies to patch, the one that was used longest ago in front. There come to be as many as
+    /// are under way at once, since a body belongs to its request until it is answered.
+    slots: Vec<Vec<VecDeque<Bytes>>>,
 }
 
 impl Supply {
     /// A supply with its own templates.
     pub(crate) fn new(plan: Arc<Plan>, source: Source) -> Self {
         let slots = if matches!(source, Source::Pooled(_)) { Vec::new() } else { plan.slots() };
+        let alone = |body| VecDeque::from([body]);
+        let slots = slots.into_iter().map(|bodies| bodies.into_iter().map(alone).collect()).collect();
         Self { plan, source, slots }
     }
 
@@ -182,8 +188,14 @@ impl Supply {
     /// # Errors
     /// [`Error::System`] when it cannot be compressed.
     pub(crate) fn body(&mut self, number: u64, body: usize, base_unix_nanos: u64) -> Result<Bytes, Error> {
-        let patched = |plan: &Plan, slots: &mut Vec<Vec<Bytes>>| {
-            plan.refill(number, body, base_unix_nanos, &mut slots[plan.template_index(number)][body])
+        let patched = |plan: &Plan, slots: &mut Vec<Vec<VecDeque<Bytes>>>| {
+            let copies = &mut slots[plan.template_index(number)][body];
+            // Refilling one that is still being sent copies it: keep both.
+            let busy = copies.front().filter(|copy| !copy.is_unique()).cloned();
+            let mut copy = busy.or_else(|| copies.pop_front()).unwrap_or_default();
+            let filled = plan.refill(number, body, base_unix_nanos, &mut copy);
+            copies.push_back(copy);
+            filled
         };
         match &self.source {
             Source::Patched => Ok(patched(&self.plan, &mut self.slots)),
@@ -225,6 +237,30 @@ mod tests {
         assert_eq!(fresh.moment(4, 77_000_000_000), (4, 77_000_000_000));
         let body = fresh.body(4, 0, 77_000_000_000).unwrap();
         assert_eq!(inflate(&body), plan.body(4, 0, 77_000_000_000)[GRPC_PREFIX..]);
+    }
+
+    #[test]
+    fn bodies_are_copied_only_while_all_copies_are_under_way() {
+        let plan = Arc::new(Plan::new(options(Shape::S)).unwrap());
+        let rounds = plan.groups.len() as u64;
+        let mut supply = Supply::new(Arc::clone(&plan), Source::Patched);
+        let mut take = |round: u64| {
+            let body = supply.body(round * rounds, 0, 77_000_000_000 + round).unwrap();
+            assert_eq!(body[..], plan.body(round * rounds, 0, 77_000_000_000 + round)[..]);
+            (body, supply.slots[0][0].len())
+        };
+        let (first, copies) = take(0);
+        assert_eq!(copies, 1);
+        let (second, copies) = take(1);
+        assert_eq!(copies, 2);
+        assert_ne!(first, second);
+        let places = [first.as_ptr(), second.as_ptr()];
+        drop((first, second));
+        for round in 2..6 {
+            let (body, copies) = take(round);
+            assert_eq!(copies, 2);
+            assert!(places.contains(&body.as_ptr()));
+        }
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! One thread of the generator: its connections, their requests in flight, and the tally of what became of them.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::iter;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Barrier, OnceLock};
@@ -9,8 +10,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rustix::thread::{CpuSet, sched_setaffinity};
+use serde::Serialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::task::{JoinSet, LocalSet};
+use tokio::task::{JoinError, JoinSet, LocalSet};
 use tokio::time::{sleep, sleep_until};
 
 use crate::answer::Answer;
@@ -26,6 +28,9 @@ use crate::supply::{Source, Supply};
 /// Requests of late spans that may wait in one thread; beyond, new groups wait for a place.
 const LATE_MAX: u32 = 4_096;
 
+/// Connections that one thread makes at once: each costs the receiver time, with TLS much, and none may run out of it.
+const CONNECTING_MAX: usize = 64;
+
 /// After a failure a slot pauses this long, twice as long each time.
 const PAUSE_FIRST: Duration = Duration::from_millis(20);
 const PAUSE_LONGEST: Duration = Duration::from_secs(1);
@@ -36,7 +41,7 @@ pub(crate) struct Run {
     pub(crate) source: Source,
     pub(crate) target: Target,
     pub(crate) schedule: Schedule,
-    pub(crate) in_flight: u32,
+    pub(crate) in_flight: InFlight,
     pub(crate) duration: Duration,
     pub(crate) group_limit: u64,
     pub(crate) late_by: Duration,
@@ -51,6 +56,16 @@ pub(crate) struct Run {
     pub(crate) acknowledged: AtomicU64,
     pub(crate) ready: Barrier,
     pub(crate) start: OnceLock<Instant>,
+}
+
+/// How many requests are under way at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum InFlight {
+    /// So many on each connection.
+    EachConnection(u32),
+    /// So many in all; each request takes the next connection in turn.
+    Together(u32),
 }
 
 /// What became of the requests of one thread, or of all.
@@ -141,13 +156,22 @@ fn merge(mine: &mut Option<Latencies>, theirs: Option<Latencies>) {
     }
 }
 
-/// Runs one thread of the generator with `connections` connections, pinned to `cpu` if one is given. Meets the others
-/// twice at `run.ready`: when connected, and when the start is set.
+/// One thread's part of a run.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Part {
+    pub(crate) connections: usize,
+    /// Of [`InFlight::Together`].
+    pub(crate) in_flight: usize,
+    /// The processor to stay on.
+    pub(crate) cpu: Option<usize>,
+}
+
+/// Runs one thread of the generator. Meets the others twice at `run.ready`: when connected, and when the start is set.
 ///
 /// # Errors
 /// When it cannot connect at first.
-pub(crate) fn work(run: &Arc<Run>, connections: usize, cpu: Option<usize>) -> Result<Tally, Error> {
-    let prepared = prepare(run, connections, cpu);
+pub(crate) fn work(run: &Arc<Run>, part: Part) -> Result<Tally, Error> {
+    let prepared = prepare(run, part);
     run.ready.wait();
     run.ready.wait();
     let (runtime, local, worker) = prepared?;
@@ -159,23 +183,29 @@ pub(crate) fn work(run: &Arc<Run>, connections: usize, cpu: Option<usize>) -> Re
 
 type Prepared = (tokio::runtime::Runtime, LocalSet, Rc<Worker>);
 
-fn prepare(run: &Arc<Run>, connections: usize, cpu: Option<usize>) -> Result<Prepared, Error> {
-    if let Some(cpu) = cpu {
+fn prepare(run: &Arc<Run>, part: Part) -> Result<Prepared, Error> {
+    if let Some(cpu) = part.cpu {
         pin(cpu)?;
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|source| Error::System { what: "start a runtime", source })?;
-    // HTTP/1.1 has one request in flight a connection, so more in flight means more connections.
-    let per_connection = if run.target.protocol == Protocol::Http { run.in_flight as usize } else { 1 };
-    let senders = (0..connections * per_connection)
+    // HTTP/1.1 has one request in flight a connection, so more in flight on each means more connections.
+    let (per_connection, slots) = match (run.in_flight, run.target.protocol) {
+        (InFlight::EachConnection(each), Protocol::Http) => (each as usize, Slots::OwnConnection(1)),
+        (InFlight::EachConnection(each), Protocol::Grpc) => (1, Slots::OwnConnection(each as usize)),
+        (InFlight::Together(_), _) => (1, Slots::ConnectionsInTurn(part.in_flight)),
+    };
+    let senders = (0..part.connections * per_connection)
         .map(|_| Sender::new(run.target.clone()).map(Rc::new))
         .collect::<Result<Vec<_>, _>>()?;
     let worker = Rc::new(Worker {
         supply: RefCell::new(Supply::new(Arc::clone(&run.plan), run.source.clone())),
         run: Arc::clone(run),
         senders,
+        slots,
+        turn: Cell::new(0),
         tally: RefCell::new(Tally::new()),
         late_places: Arc::new(Semaphore::new(LATE_MAX as usize)),
     });
@@ -199,8 +229,20 @@ struct Worker {
     run: Arc<Run>,
     supply: RefCell<Supply>,
     senders: Vec<Rc<Sender>>,
+    slots: Slots,
+    /// Whose turn it is with [`Slots::ConnectionsInTurn`].
+    turn: Cell<usize>,
     tally: RefCell<Tally>,
     late_places: Arc<Semaphore>,
+}
+
+/// Places for requests under way in one thread.
+#[derive(Clone, Copy)]
+enum Slots {
+    /// So many that belong to each connection.
+    OwnConnection(usize),
+    /// So many that take one connection after the other.
+    ConnectionsInTurn(usize),
 }
 
 /// How one body ended.
@@ -212,23 +254,31 @@ struct Ended {
 impl Worker {
     async fn connect(&self) -> Result<(), Error> {
         let give_up = clock::now() + self.run.patience;
+        let mut under_way = JoinSet::new();
         for sender in &self.senders {
-            while let Err(error) = sender.connect().await {
-                if clock::now() > give_up {
-                    return Err(error);
-                }
-                sleep(PAUSE_FIRST * 5).await;
+            if under_way.len() >= CONNECTING_MAX {
+                connected(under_way.join_next().await)?;
             }
+            under_way.spawn_local(until_connected(Rc::clone(sender), give_up));
+        }
+        while !under_way.is_empty() {
+            connected(under_way.join_next().await)?;
         }
         Ok(())
     }
 
     async fn serve(self: Rc<Self>) {
-        let per_sender = if self.run.target.protocol == Protocol::Http { 1 } else { self.run.in_flight };
         let mut slots = JoinSet::new();
-        for sender in &self.senders {
-            for _ in 0..per_sender {
-                slots.spawn_local(Rc::clone(&self).serve_slot(Rc::clone(sender)));
+        match self.slots {
+            Slots::OwnConnection(each) => {
+                for sender in self.senders.iter().flat_map(|sender| iter::repeat_n(sender, each)) {
+                    slots.spawn_local(Rc::clone(&self).serve_slot(Some(Rc::clone(sender))));
+                }
+            }
+            Slots::ConnectionsInTurn(count) => {
+                for _ in 0..count {
+                    slots.spawn_local(Rc::clone(&self).serve_slot(None));
+                }
             }
         }
         while slots.join_next().await.is_some() {}
@@ -236,12 +286,18 @@ impl Worker {
         drop(self.late_places.acquire_many(LATE_MAX).await);
     }
 
+    fn next_sender(&self) -> Rc<Sender> {
+        let turn = self.turn.get();
+        self.turn.set((turn + 1) % self.senders.len());
+        Rc::clone(&self.senders[turn])
+    }
+
     fn started(&self) -> Instant {
         *self.run.start.get_or_init(clock::now)
     }
 
-    /// Sends group after group until the run is over.
-    async fn serve_slot(self: Rc<Self>, sender: Rc<Sender>) {
+    /// Sends group after group until the run is over, over its own connection or over whichever has its turn.
+    async fn serve_slot(self: Rc<Self>, own: Option<Rc<Sender>>) {
         let end = self.started() + self.run.duration;
         let requests = self.run.plan.bodies_per_group() - usize::from(self.run.plan.has_late());
         while clock::now() < end {
@@ -253,6 +309,7 @@ impl Worker {
             if self.due(first).is_some_and(|due| due >= end) {
                 return;
             }
+            let sender = own.as_ref().map_or_else(|| self.next_sender(), Rc::clone);
             Rc::clone(&self).deliver(&sender, number, requests).await;
         }
     }
@@ -362,6 +419,20 @@ impl Worker {
             pause = (pause * 2).min(PAUSE_LONGEST);
         }
     }
+}
+
+async fn until_connected(sender: Rc<Sender>, give_up: Instant) -> Result<(), Error> {
+    while let Err(error) = sender.connect().await {
+        if clock::now() > give_up {
+            return Err(error);
+        }
+        sleep(PAUSE_FIRST * 5).await;
+    }
+    Ok(())
+}
+
+fn connected(result: Option<Result<Result<(), Error>, JoinError>>) -> Result<(), Error> {
+    result.unwrap_or(Ok(Ok(()))).unwrap_or(Err(Error::ThreadLost))
 }
 
 /// One sending of a request.
