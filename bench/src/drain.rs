@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use ingest_receiver::{Done, Driver, Intake, Outcome, Received, ReceiverConfig, ReceiverMetrics, Tls};
+use ingest_receiver::{
+    Berth, Done, Driver, HandOver, Intake, Lane, Outcome, Received, ReceiverConfig, ReceiverMetrics, Tls,
+};
 use store_model::{Symbols, Tenant, UnixNanos};
 
 use crate::clock;
@@ -22,13 +24,19 @@ struct Drain {
     symbols: Symbols,
 }
 
-impl Intake for Drain {
-    fn submit(&self, _core: usize, request: Received, done: Done) {
+impl Drain {
+    fn submit(&self, request: Received, done: Done) {
         self.dropped.requests.fetch_add(1, Ordering::Relaxed);
         self.dropped.bytes.fetch_add(request.stored.len() as u64, Ordering::Relaxed);
         self.dropped.spans.fetch_add(request.summaries.len() as u64, Ordering::Relaxed);
         drop(request);
         done.send(Outcome::Stored);
+    }
+}
+
+impl Intake for Drain {
+    fn lane(self: Arc<Self>, _: Berth) -> Box<dyn Lane> {
+        Box::new(HandOver(move |request, done| self.submit(request, done)))
     }
 
     fn refuse(&self, _tenant: &Tenant, _spans: u64) {
