@@ -5,9 +5,9 @@
 //! its answers stay the same while rows are added.
 
 use std::cmp::Reverse;
-use std::collections::HashMap;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use hashbrown::HashMap;
 use store_index::{IndexBuilder, Term};
 use store_model::{Fragment, Tenant, TraceId, UnixNanos};
 
@@ -81,19 +81,16 @@ impl Rows {
             return Vec::new();
         };
         let mut encoded = Vec::new();
-        let mut lists: Vec<&[u32]> = Vec::with_capacity(terms.len() + 1);
+        let mut numbers = Vec::with_capacity(terms.len() + 1);
         for term in terms.iter().chain(terms.is_empty().then_some(&Term::Tenant)) {
             encoded.clear();
             term.encode(tenant_number, &mut encoded);
-            let rows = self.index.rows(&encoded);
-            lists.push(&rows[..rows.partition_point(|&row| row < end)]);
+            let Some(number) = self.index.number(&encoded) else {
+                return Vec::new();
+            };
+            numbers.push(number);
         }
-        lists.sort_unstable_by_key(|list| list.len());
-        let Some((shortest, others)) = lists.split_first() else {
-            return Vec::new();
-        };
-        let in_all = |row: &u32| others.iter().all(|list| list.binary_search(row).is_ok());
-        shortest.iter().copied().filter(in_all).collect()
+        self.index.rows(&numbers, end)
     }
 }
 
@@ -115,7 +112,7 @@ impl Open {
         let (tenant_number, row) = self.begin(&fragment.tenant);
         // Terms of a row that is not pushed yet are beyond every snapshot's end, so portions may be added early.
         let mut add_portion = |portion: &mut Terms| portion.add_to(&mut self.write().index, row);
-        let extracted = terms.extract(tenant_number, &fragment.otlp, &mut add_portion);
+        let extracted = terms.extract(tenant_number, row, &fragment.otlp, &mut add_portion);
         let mut rows = self.write();
         terms.add_to(&mut rows.index, row);
         rows.push(fragment, tenant_number, row);

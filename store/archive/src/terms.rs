@@ -21,7 +21,7 @@ pub(crate) struct Terms {
     /// Pieces seen before. Two pieces with one fingerprint of 64 keyed bits would share their terms: with a million
     /// pieces a chance of 1 in 10^7, for a search that verifies what it finds.
     known: HashTable<Piece>,
-    /// What known pieces stand for.
+    /// What known pieces stand for that have several terms.
     numbers: Vec<TermNumber>,
     /// Of this portion: terms the index has, pieces it has not seen, and the terms of those, end to end.
     old: Vec<TermNumber>,
@@ -29,36 +29,47 @@ pub(crate) struct Terms {
     bytes: Vec<u8>,
     ends: Vec<usize>,
     text: String,
+    row: u32,
 }
 
 #[derive(Debug)]
 struct Piece {
     print: u64,
-    /// Which of `numbers`.
-    start: usize,
-    count: usize,
+    /// The last row that has it.
+    row: u32,
+    terms: TermsOfPiece,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum TermsOfPiece {
+    /// Nearly every piece is an attribute.
+    One(TermNumber),
+    /// So many of `numbers` from there on.
+    Several { start: u32, count: u32 },
 }
 
 /// A piece whose terms are the next `count`.
 #[derive(Debug)]
 struct Fresh {
     print: u64,
-    count: usize,
+    count: u32,
 }
 
 impl Terms {
     /// Collects the terms of `otlp`, handing full portions to `each_portion`; the last portion is left in `self`. A term
-    /// may come several times.
+    /// may come several times, though a piece that was known before comes once a row.
     ///
     /// # Errors
     /// When `otlp` cannot be read to its end; what was read is there.
     pub(crate) fn extract(
         &mut self,
         tenant_number: u32,
+        row: u32,
         otlp: &[u8],
         each_portion: &mut dyn FnMut(&mut Self),
     ) -> Result<(), ingest_otlp::Error> {
         self.clear();
+        self.row = row;
         self.piece(self.print(tenant_number, "tenant"), |terms| terms.push(tenant_number, Term::Tenant));
         let mut resource_before = None;
         visit_spans(otlp, &mut |resource, span, span_bytes| {
@@ -80,14 +91,18 @@ impl Terms {
         let starts = std::iter::once(0).chain(self.ends.iter().copied());
         let mut terms = starts.zip(&self.ends).map(|(start, &end)| &self.bytes[start..end]);
         for &Fresh { print, count } in &self.fresh {
-            let start = self.numbers.len();
-            self.numbers.extend(terms.by_ref().take(count).map(|term| index.add(term, row)));
+            let start = u32::try_from(self.numbers.len()).expect("a segment is sealed before 2^32 terms");
+            self.numbers.extend(terms.by_ref().take(count as usize).map(|term| index.add(term, row)));
+            let terms = match self.numbers[start as usize..] {
+                [number] => {
+                    self.numbers.pop();
+                    TermsOfPiece::One(number)
+                }
+                _ => TermsOfPiece::Several { start, count },
+            };
             // A piece that came twice in one portion is known by its first coming.
-            self.known.entry(print, |piece| piece.print == print, |piece| piece.print).or_insert(Piece {
-                print,
-                start,
-                count,
-            });
+            let piece = Piece { print, row, terms };
+            self.known.entry(print, |piece| piece.print == print, |piece| piece.print).or_insert(piece);
         }
     }
 
@@ -109,13 +124,24 @@ impl Terms {
 
     /// Takes a piece: as it is known, or as `spell` pushes its terms.
     fn piece(&mut self, print: u64, spell: impl FnOnce(&mut Self)) {
-        if let Some(&Piece { start, count, .. }) = self.known.find(print, |piece| piece.print == print) {
-            self.old.extend_from_slice(&self.numbers[start..start + count]);
+        if let Some(piece) = self.known.find_mut(print, |piece| piece.print == print) {
+            // Spans of one trace say much the same.
+            if piece.row == self.row {
+                return;
+            }
+            piece.row = self.row;
+            match piece.terms {
+                TermsOfPiece::One(number) => self.old.push(number),
+                TermsOfPiece::Several { start, count } => {
+                    self.old.extend_from_slice(&self.numbers[start as usize..][..count as usize]);
+                }
+            }
             return;
         }
         let before = self.ends.len();
         spell(self);
-        self.fresh.push(Fresh { print, count: self.ends.len() - before });
+        let count = u32::try_from(self.ends.len() - before).expect("a piece has a handful of terms");
+        self.fresh.push(Fresh { print, count });
     }
 
     fn push(&mut self, tenant_number: u32, term: Term<'_>) {

@@ -1,11 +1,14 @@
-//! The index of an open segment: terms in one arena behind a hash table, rows in insertion order. Never touches bytes on
-//! disk; [`crate::write()`] does.
+//! The index of an open segment: terms in one arena behind a hash table, and for each row its terms, row after row. Never
+//! touches bytes on disk; [`crate::write()`] does.
+//!
+//! Rows are turned into lists a term when the index is written, all at once: a list grown row by row costs several cache
+//! misses for every term of every row. A lookup reads the rows through instead; an open segment is small.
 
 use std::hash::BuildHasher;
 
 use hashbrown::{DefaultHashBuilder, HashTable};
 
-/// How many rows a term holds without an allocation, in memory; [`crate::write()`] inlines as many on disk.
+/// How many rows of a term [`crate::write()`] inlines.
 pub(crate) const INLINE_ROWS_MAX: usize = 3;
 
 /// A term of one [`IndexBuilder`].
@@ -17,8 +20,10 @@ pub struct TermNumber(u32);
 pub struct IndexBuilder {
     arena: Vec<u8>,
     entries: Vec<Entry>,
-    lists: Vec<Vec<u32>>,
-    rows_in_lists: usize,
+    /// The terms of all rows, in the order they were added.
+    terms_of_rows: Vec<TermNumber>,
+    /// Rows that have terms, ascending.
+    rows: Vec<Row>,
     table: HashTable<u32>,
     hasher: DefaultHashBuilder,
 }
@@ -27,14 +32,21 @@ pub struct IndexBuilder {
 struct Entry {
     start: usize,
     length: u32,
-    postings: Postings,
+    first_row: u32,
 }
 
-/// Most terms are in few rows.
-#[derive(Debug)]
-enum Postings {
-    Inline { count: u8, rows: [u32; INLINE_ROWS_MAX] },
-    List(u32),
+/// Where in `terms_of_rows` a row's terms begin; they end where the next row's begin.
+#[derive(Clone, Copy, Debug)]
+struct Row {
+    number: u32,
+    start: usize,
+}
+
+/// The rows of every term, term after term.
+pub(crate) struct Postings<'a> {
+    builder: &'a IndexBuilder,
+    rows: Vec<u32>,
+    ranges: Vec<std::ops::Range<usize>>,
 }
 
 impl IndexBuilder {
@@ -51,79 +63,66 @@ impl IndexBuilder {
     /// When the arena has more terms than 32 bits can number; a segment is sealed long before.
     pub fn add(&mut self, term: &[u8], row: u32) -> TermNumber {
         let hash = self.hasher.hash_one(term);
-        let found = self.table.find(hash, |&entry| self.term(entry) == term).copied();
-        match found {
-            Some(entry) => {
-                self.add_row(TermNumber(entry), row);
-                TermNumber(entry)
-            }
-            None => self.add_term(hash, term, row),
-        }
+        let number = self.find(hash, term).unwrap_or_else(|| self.add_term(hash, term, row));
+        self.add_row(number, row);
+        number
     }
 
-    fn add_term(&mut self, hash: u64, term: &[u8], row: u32) -> TermNumber {
+    fn find(&self, hash: u64, term: &[u8]) -> Option<TermNumber> {
+        self.table.find(hash, |&entry| self.term(entry) == term).copied().map(TermNumber)
+    }
+
+    fn add_term(&mut self, hash: u64, term: &[u8], first_row: u32) -> TermNumber {
         let number = u32::try_from(self.entries.len()).expect("a segment is sealed before 2^32 terms");
         let length = u32::try_from(term.len()).expect("parts of terms are cut");
         let start = self.arena.len();
         self.arena.extend_from_slice(term);
-        self.entries.push(Entry {
-            start,
-            length,
-            postings: Postings::Inline { count: 1, rows: [row, 0, 0] },
-        });
+        self.entries.push(Entry { start, length, first_row });
         let Self { arena, entries, table, hasher, .. } = self;
         table.insert_unique(hash, number, |&entry| hasher.hash_one(term_of(arena, &entries[entry as usize])));
         TermNumber(number)
     }
 
     /// As [`Self::add`], of a term that this index has numbered.
-    ///
-    /// # Panics
-    /// When it has not.
     pub fn add_row(&mut self, term: TermNumber, row: u32) {
-        let entry = term.0 as usize;
-        let last = self.rows_of(&self.entries[entry]).last().copied();
-        debug_assert!(last <= Some(row), "rows come in ascending order");
-        if last == Some(row) {
-            return;
+        let last = self.rows.last().map(|last| last.number);
+        if last != Some(row) {
+            debug_assert!(last < Some(row), "rows come in ascending order");
+            self.rows.push(Row { number: row, start: self.terms_of_rows.len() });
         }
-        match &mut self.entries[entry].postings {
-            Postings::List(list) => {
-                self.lists[*list as usize].push(row);
-                self.rows_in_lists += 1;
-            }
-            Postings::Inline { count, rows } if usize::from(*count) < INLINE_ROWS_MAX => {
-                rows[usize::from(*count)] = row;
-                *count += 1;
-            }
-            postings @ Postings::Inline { .. } => {
-                let list = u32::try_from(self.lists.len()).expect("there are fewer lists than terms");
-                let Postings::Inline { rows, .. } = std::mem::replace(postings, Postings::List(list)) else {
-                    unreachable!("matched above");
-                };
-                let mut all = rows.to_vec();
-                all.push(row);
-                self.rows_in_lists += all.len();
-                self.lists.push(all);
-            }
-        }
+        self.terms_of_rows.push(term);
     }
 
-    /// The rows that `term` is true of, ascending.
+    /// The number of `term`, if it was added.
     #[must_use]
-    pub fn rows(&self, term: &[u8]) -> &[u32] {
-        let hash = self.hasher.hash_one(term);
-        let found = self.table.find(hash, |&entry| self.term(entry) == term);
-        found.map_or(&[], |&entry| self.rows_of(&self.entries[entry as usize]))
+    pub fn number(&self, term: &[u8]) -> Option<TermNumber> {
+        self.find(self.hasher.hash_one(term), term)
+    }
+
+    /// The rows below `rows_end` that all of `terms` are true of, ascending. Looks at the terms of all rows from the first
+    /// of the rarest term on: half a millisecond for a million.
+    ///
+    /// # Panics
+    /// When a term is not of this index.
+    #[must_use]
+    pub fn rows(&self, terms: &[TermNumber], rows_end: u32) -> Vec<u32> {
+        let first_rows = terms.iter().map(|term| self.entries[term.0 as usize].first_row);
+        let first_row = first_rows.max().unwrap_or_default();
+        let from = self.rows.partition_point(|row| row.number < first_row);
+        let to = self.rows.partition_point(|row| row.number < rows_end);
+        let all = |&at: &usize| {
+            let terms_of_row = self.terms_of_row(at);
+            terms.iter().all(|term| terms_of_row.contains(term))
+        };
+        (from..to).filter(all).map(|at| self.rows[at].number).collect()
     }
 
     /// Visits what follows `prefix` in every term that begins with it and is true of a row below `rows_end`, in no
     /// order. Looks at every term: a few milliseconds for a million.
     pub fn each_with_prefix(&self, prefix: &[u8], rows_end: u32, visit: &mut dyn FnMut(&[u8])) {
         for entry in &self.entries {
-            let seen = self.rows_of(entry).first().is_some_and(|&row| row < rows_end);
             if let Some(suffix) = term_of(&self.arena, entry).strip_prefix(prefix)
-                && seen
+                && entry.first_row < rows_end
             {
                 visit(suffix);
             }
@@ -147,31 +146,62 @@ impl IndexBuilder {
     /// About how much memory the index holds.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        let per_list = size_of::<Vec<u32>>();
-        // Lists grow by doubling, so they own up to twice the rows they hold; one and a half on average.
-        let lists = self.lists.len() * per_list + self.rows_in_lists * size_of::<u32>() * 3 / 2;
-        self.arena.capacity()
-            + self.entries.capacity() * size_of::<Entry>()
-            + self.table.allocation_size()
-            + lists
+        let Self { arena, entries, terms_of_rows, rows, table, hasher: _ } = self;
+        arena.capacity()
+            + entries.capacity() * size_of::<Entry>()
+            + terms_of_rows.capacity() * size_of::<TermNumber>()
+            + rows.capacity() * size_of::<Row>()
+            + table.allocation_size()
     }
 
-    /// Every term with its rows, in byte order of the terms.
-    pub(crate) fn sorted(&self) -> impl Iterator<Item = (&[u8], &[u32])> {
-        let mut order: Vec<&Entry> = self.entries.iter().collect();
-        order.sort_unstable_by_key(|entry| term_of(&self.arena, entry));
-        order.into_iter().map(|entry| (term_of(&self.arena, entry), self.rows_of(entry)))
+    /// The rows of every term, row `r` becoming `renumbered[r]`.
+    pub(crate) fn postings(&self, renumbered: &[u32]) -> Postings<'_> {
+        let mut counts = vec![0; self.entries.len()];
+        self.terms_of_rows.iter().for_each(|term| counts[term.0 as usize] += 1);
+        let mut total = 0;
+        let start_of = |count: usize| {
+            let start = total;
+            total += count;
+            start..start
+        };
+        let mut ranges: Vec<_> = counts.into_iter().map(start_of).collect();
+        let mut rows = vec![0; total];
+        // Taken in their new order, rows come to each term in order.
+        let mut order: Vec<(u32, usize)> =
+            self.rows.iter().enumerate().map(|(at, row)| (renumbered[row.number as usize], at)).collect();
+        order.sort_unstable();
+        for (row, at) in order {
+            for term in self.terms_of_row(at) {
+                let range = &mut ranges[term.0 as usize];
+                // Said twice of one row.
+                if range.start < range.end && rows[range.end - 1] == row {
+                    continue;
+                }
+                rows[range.end] = row;
+                range.end += 1;
+            }
+        }
+        Postings { builder: self, rows, ranges }
+    }
+
+    fn terms_of_row(&self, at: usize) -> &[TermNumber] {
+        let end = self.rows.get(at + 1).map_or(self.terms_of_rows.len(), |next| next.start);
+        &self.terms_of_rows[self.rows[at].start..end]
     }
 
     fn term(&self, entry: u32) -> &[u8] {
         term_of(&self.arena, &self.entries[entry as usize])
     }
+}
 
-    fn rows_of<'a>(&'a self, entry: &'a Entry) -> &'a [u32] {
-        match &entry.postings {
-            Postings::Inline { count, rows } => &rows[..usize::from(*count)],
-            Postings::List(list) => &self.lists[*list as usize],
-        }
+impl Postings<'_> {
+    /// Every term with its rows, in byte order of the terms; rows ascend.
+    pub(crate) fn sorted(&self) -> impl Iterator<Item = (&[u8], &[u32])> {
+        let Self { builder, rows, ranges } = self;
+        let mut order: Vec<(&[u8], u32)> =
+            builder.entries.iter().map(|entry| term_of(&builder.arena, entry)).zip(0..).collect();
+        order.sort_unstable();
+        order.into_iter().map(|(term, entry)| (term, &rows[ranges[entry as usize].clone()]))
     }
 }
 
@@ -223,13 +253,25 @@ mod tests {
                 }
             }
             prop_assert_eq!(builder.term_count(), model.len());
-            prop_assert!(builder.rows(b"no such term").is_empty());
-            let sorted: Vec<_> = builder.sorted().map(|(term, rows)| (term.to_vec(), rows.to_vec())).collect();
+            prop_assert_eq!(builder.number(b"no such term"), None);
+            let renumbered: Vec<u32> = (0..60).map(|row| 59 - row).collect();
+            let postings = builder.postings(&renumbered);
+            let sorted: Vec<_> = postings.sorted().map(|(term, rows)| (term.to_vec(), rows.to_vec())).collect();
             let expected: Vec<_> =
                 model.into_iter().map(|(term, rows)| (term, rows.into_iter().collect::<Vec<_>>())).collect();
             for (term, rows) in &expected {
-                prop_assert_eq!(builder.rows(term), &**rows);
+                let terms = [builder.number(term).unwrap()];
+                prop_assert_eq!(&builder.rows(&terms, u32::MAX), rows);
+                let below: Vec<u32> = rows.iter().copied().filter(|&row| row < 30).collect();
+                prop_assert_eq!(builder.rows(&terms, 30), below);
+                for (other, others) in &expected {
+                    let both = rows.iter().copied().filter(|row| others.contains(row)).collect::<Vec<_>>();
+                    let terms = [terms[0], builder.number(other).unwrap()];
+                    prop_assert_eq!(builder.rows(&terms, u32::MAX), both);
+                }
             }
+            let renumber = |rows: Vec<u32>| rows.into_iter().rev().map(|row| 59 - row).collect::<Vec<_>>();
+            let expected: Vec<_> = expected.into_iter().map(|(term, rows)| (term, renumber(rows))).collect();
             prop_assert_eq!(sorted, expected);
         }
     }

@@ -43,9 +43,9 @@ pub fn write(builder: &IndexBuilder, renumbered: &[u32], out: &mut Vec<u8>) -> R
     let mut dictionary = Vec::new();
     let mut blocks: Vec<u32> = Vec::new();
     let mut previous: &[u8] = &[];
-    let mut rows_new = Vec::new();
     let mut term_count = 0u32;
-    for (index, (term, rows)) in builder.sorted().enumerate() {
+    let all_postings = builder.postings(renumbered);
+    for (index, (term, rows)) in all_postings.sorted().enumerate() {
         if index % BLOCK_TERMS == 0 {
             for position in [dictionary.len(), out.len() - postings_start] {
                 blocks.push(u32::try_from(position).ok().ok_or(Error::TooLarge { bytes: position })?);
@@ -56,11 +56,7 @@ pub fn write(builder: &IndexBuilder, renumbered: &[u32], out: &mut Vec<u8>) -> R
         put_varint(&mut dictionary, count(shared));
         put_varint(&mut dictionary, count(term.len() - shared));
         dictionary.extend_from_slice(&term[shared..]);
-        rows_new.clear();
-        rows_new.extend(rows.iter().map(|&row| renumbered[row as usize]));
-        rows_new.sort_unstable();
-        rows_new.dedup();
-        put_rows(&rows_new, &mut dictionary, out);
+        put_rows(rows, &mut dictionary, out);
         previous = term;
         term_count += 1;
     }
@@ -84,16 +80,29 @@ fn put_rows(rows: &[u32], dictionary: &mut Vec<u8>, postings: &mut Vec<u8>) {
     let start = postings.len();
     put_list(rows, postings);
     let mut form = FORM_LIST;
-    let mut bitmap =
-        RoaringBitmap::from_sorted_iter(rows.iter().copied()).expect("rows are sorted and distinct");
-    bitmap.optimize();
-    if bitmap.serialized_size() < postings.len() - start {
-        form = FORM_BITMAP;
-        postings.truncate(start);
-        bitmap.serialize_into(&mut *postings).expect("writing to memory does not fail");
+    if postings.len() - start > bitmap_bytes_min(rows) {
+        let mut bitmap =
+            RoaringBitmap::from_sorted_iter(rows.iter().copied()).expect("rows are sorted and distinct");
+        bitmap.optimize();
+        if bitmap.serialized_size() < postings.len() - start {
+            form = FORM_BITMAP;
+            postings.truncate(start);
+            bitmap.serialize_into(&mut *postings).expect("writing to memory does not fail");
+        }
     }
     put_varint(dictionary, count(form));
     put_varint(dictionary, count(postings.len() - start));
+}
+
+/// A bitmap of these rows has more bytes than this, so that most need not be made to see that the list is shorter.
+fn bitmap_bytes_min(rows: &[u32]) -> usize {
+    // Containers are chosen for 65,536 rows each; one of them takes two bytes a row, four a run, or 8 KiB.
+    const ROWS_OF_CONTAINER: u32 = 1 << 16;
+    if rows.last().is_none_or(|&last| last >= ROWS_OF_CONTAINER) {
+        return 0;
+    }
+    let runs = 1 + rows.array_windows().filter(|[before, row]| *row != before + 1).count();
+    (2 * rows.len()).min(4 * runs).min(8192)
 }
 
 fn put_list(rows: &[u32], out: &mut Vec<u8>) {
