@@ -8,6 +8,7 @@ use ingest_otlp::{Body, TraceBuilder};
 use store_model::{BodyRange, Fragment, Offset, PartitionId, SpanLocation};
 
 use crate::batch::KeptTrace;
+use crate::prefetch::prefetch;
 
 /// Where bodies come from that memory no longer holds.
 pub trait BodySource {
@@ -46,8 +47,12 @@ pub fn gather(
     let mut building: Vec<Building> = traces
         .iter()
         .map(|trace| Building {
-            builder: TraceBuilder::new(),
-            seen: Seen::new(if trace.late { archived(trace) } else { Vec::new() }),
+            builder: TraceBuilder::with_capacity(trace.spans.len(), span_bytes(trace)),
+            seen: Seen::new(if trace.late {
+                archived(trace)
+            } else {
+                Vec::with_capacity(trace.spans.len().min(FEW_MAX))
+            }),
             locations: Vec::with_capacity(trace.spans.len()),
             expired: 0,
             duplicates: 0,
@@ -58,11 +63,12 @@ pub fn gather(
         wanted.extend(trace.spans.iter().enumerate().map(|(span, kept)| (kept.location, number, span)));
     }
     wanted.sort_unstable();
+    let mut scratch = Scratch::default();
     for run in wanted.chunk_by(|(a, ..), (b, ..)| (a.partition, a.offset) == (b.partition, b.offset)) {
         let (place, trace, span) = run[0];
         let in_memory = traces[trace].spans[span].body.clone();
         let body = in_memory.or_else(|| source.body(place.partition, place.offset));
-        gather_from(body.as_deref(), run, &mut building);
+        gather_from(body.as_deref(), run, &mut building, &mut scratch);
     }
     traces.iter().zip(building).map(|(trace, building)| finish(trace, building)).collect()
 }
@@ -103,11 +109,35 @@ impl Seen {
     }
 }
 
-fn gather_from(body: Option<&Body>, run: &[(SpanLocation, usize, usize)], building: &mut [Building]) {
-    let ranges: Vec<BodyRange> = run.iter().map(|(place, ..)| place.range).collect();
-    let mut found = vec![false; run.len()];
+/// How long the spans of a trace are together.
+fn span_bytes(trace: &KeptTrace) -> usize {
+    trace.spans.iter().map(|span| span.location.range.length as usize).sum()
+}
+
+/// Vectors that every body uses again.
+#[derive(Default)]
+struct Scratch {
+    ranges: Vec<BodyRange>,
+    found: Vec<bool>,
+}
+
+fn gather_from(
+    body: Option<&Body>,
+    run: &[(SpanLocation, usize, usize)],
+    building: &mut [Building],
+    scratch: &mut Scratch,
+) {
+    let Scratch { ranges, found } = scratch;
+    ranges.clear();
+    ranges.extend(run.iter().map(|(place, ..)| place.range));
+    found.clear();
+    found.resize(run.len(), false);
     if let Some(body) = body {
-        let result = body.extract(&ranges, &mut |index, container, span| {
+        ranges.iter().take(SPANS_AHEAD).for_each(|&range| prefetch_span(body, range));
+        let result = body.extract(ranges, &mut |index, container, span| {
+            if let Some(&ahead) = ranges.get(index + SPANS_AHEAD) {
+                prefetch_span(body, ahead);
+            }
             let (location, trace, _) = run[index];
             found[index] = true;
             let building = &mut building[trace];
@@ -126,6 +156,19 @@ fn gather_from(body: Option<&Body>, run: &[(SpanLocation, usize, usize)], buildi
     for (&found, &(_, trace, _)) in found.iter().zip(run) {
         building[trace].expired += u32::from(!found);
     }
+}
+
+/// A body has left the caches when its spans are gathered, so memory is asked for the bytes of a span while those before
+/// it are copied.
+const SPANS_AHEAD: usize = 3;
+
+fn prefetch_span(body: &Body, range: BodyRange) {
+    const LINE_BYTES: usize = 64;
+    /// Longer spans are read in order, which the processor foresees by itself.
+    const BYTES_MAX: usize = 16 * LINE_BYTES;
+    let start = range.position as usize;
+    let end = start + (range.length as usize).min(BYTES_MAX);
+    (start..end).step_by(LINE_BYTES).filter_map(|at| body.bytes.get(at)).for_each(prefetch);
 }
 
 fn finish(trace: &KeptTrace, building: Building) -> Gathered {

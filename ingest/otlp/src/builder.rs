@@ -2,7 +2,7 @@
 //! Span bytes stay as they are, but for the sampling threshold in the tracestate.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::hash::BuildHasher as _;
 
 use bytes::Bytes;
 use store_model::Threshold;
@@ -15,62 +15,45 @@ use crate::wire::{Reader, delimited_bytes, put_delimited, put_delimiter};
 
 /// Gathers spans under the containers they came in: spans whose resource bytes are equal share one `ResourceSpans`,
 /// those whose scope bytes are equal too one `ScopeSpans`, all in order of first appearance.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct TraceBuilder {
-    resources: Groups<Groups<Vec<u8>>>,
+    /// Of every node, in the order they came.
+    bytes: Vec<u8>,
+    /// A tree of three levels below the first node: resources, their scopes, their spans.
+    nodes: Vec<Node>,
+    /// The children of nodes that have too many to look at each, by parent and hash.
+    places: HashMap<(u32, u64), Vec<u32>>,
     span_count: u32,
-    byte_len: usize,
 }
 
-/// Things under headers, in order of first appearance.
-#[derive(Debug)]
-struct Groups<T> {
-    members: Vec<(Arc<[u8]>, T)>,
-    /// Empty until there are too many members to look at each.
-    places: HashMap<Arc<[u8]>, usize>,
-    last: usize,
+/// A resource or a scope, as what stands around its spans; or a span, framed.
+#[derive(Debug, Default)]
+struct Node {
+    start: usize,
+    end: usize,
+    children: Option<Children>,
+    next: Option<u32>,
 }
+
+/// The children of a node; each knows the next.
+#[derive(Clone, Copy, Debug)]
+struct Children {
+    first: u32,
+    last: u32,
+    /// Spans mostly come in runs of one container.
+    last_found: u32,
+    count: u32,
+}
+
+/// The node that resources are children of.
+const ROOT: u32 = 0;
 
 /// Most traces have spans of a handful of services; comparing a few headers is cheaper than hashing one.
-const MEMBERS_COMPARED_MAX: usize = 8;
+const CHILDREN_COMPARED_MAX: u32 = 8;
 
-impl<T> Default for Groups<T> {
+impl Default for TraceBuilder {
     fn default() -> Self {
-        Self { members: Vec::new(), places: HashMap::new(), last: 0 }
-    }
-}
-
-impl<T: Default> Groups<T> {
-    /// The member under `header`; true if it is new.
-    fn member(&mut self, header: &[u8]) -> (&mut T, bool) {
-        // Spans mostly come in runs of one container.
-        let again = self.members.get(self.last).is_some_and(|(last, _)| **last == *header);
-        let mut is_new = false;
-        if !again {
-            self.last = self.place(header).unwrap_or_else(|| {
-                is_new = true;
-                self.add(header.into())
-            });
-        }
-        (&mut self.members[self.last].1, is_new)
-    }
-
-    fn place(&self, header: &[u8]) -> Option<usize> {
-        if self.members.len() <= MEMBERS_COMPARED_MAX {
-            return self.members.iter().position(|(other, _)| **other == *header);
-        }
-        self.places.get(header).copied()
-    }
-
-    fn add(&mut self, header: Arc<[u8]>) -> usize {
-        let place = self.members.len();
-        self.members.push((header, T::default()));
-        // The member that is one too many puts all of them into the map.
-        if self.members.len() > MEMBERS_COMPARED_MAX {
-            let missing = self.places.len()..self.members.len();
-            self.places.extend(missing.map(|place| (Arc::clone(&self.members[place].0), place)));
-        }
-        place
+        Self::with_capacity(0, 0)
     }
 }
 
@@ -81,16 +64,101 @@ impl TraceBuilder {
         Self::default()
     }
 
+    /// As [`Self::new`], with room for so many spans of so many bytes in all.
+    #[must_use]
+    pub fn with_capacity(spans: usize, span_bytes: usize) -> Self {
+        // Containers are fewer than spans, as a rule, and take a few hundred bytes each.
+        let mut nodes = Vec::with_capacity(2 * spans + 4);
+        nodes.push(Node::default());
+        let bytes = Vec::with_capacity(span_bytes + spans * 128);
+        Self { bytes, nodes, places: HashMap::new(), span_count: 0 }
+    }
+
     /// Adds a span, given as its message's bytes.
     pub fn push(&mut self, container: &Container<'_>, span: &[u8]) {
-        let Self { resources, span_count, byte_len } = self;
-        let (scopes, new_resource) = resources.member(container.resource());
-        let (spans, new_scope) = scopes.member(container.scope());
-        put_delimited(spans, SPANS, span);
-        *span_count += 1;
-        *byte_len += delimited_bytes(span.len());
-        *byte_len += if new_resource { container.resource().len() } else { 0 };
-        *byte_len += if new_scope { container.scope().len() } else { 0 };
+        let resource = self.child(ROOT, container.resource());
+        let scope = self.child(resource, container.scope());
+        let start = self.bytes.len();
+        put_delimited(&mut self.bytes, SPANS, span);
+        self.add(scope, start);
+        self.span_count += 1;
+    }
+
+    /// The child of `parent` with these bytes.
+    fn child(&mut self, parent: u32, header: &[u8]) -> u32 {
+        if let Some(children) = self.node(parent).children {
+            if self.header(children.last_found) == header {
+                return children.last_found;
+            }
+            if let Some(found) = self.find(parent, children, header) {
+                self.node_mut(parent).children = Some(Children { last_found: found, ..children });
+                return found;
+            }
+        }
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(header);
+        let added = self.add(parent, start);
+        self.note_place(parent, added);
+        added
+    }
+
+    fn find(&self, parent: u32, children: Children, header: &[u8]) -> Option<u32> {
+        if children.count <= CHILDREN_COMPARED_MAX {
+            return self.children(parent).find(|&child| self.header(child) == header);
+        }
+        let alike = self.places.get(&(parent, self.hash(header)))?;
+        alike.iter().copied().find(|&child| self.header(child) == header)
+    }
+
+    fn hash(&self, header: &[u8]) -> u64 {
+        self.places.hasher().hash_one(header)
+    }
+
+    /// The child that is one too many puts all of them into the map.
+    fn note_place(&mut self, parent: u32, added: u32) {
+        let count = self.node(parent).children.map_or(0, |children| children.count);
+        let missing: Vec<u32> = match count {
+            ..=CHILDREN_COMPARED_MAX => return,
+            count if count == CHILDREN_COMPARED_MAX + 1 => self.children(parent).collect(),
+            _ => vec![added],
+        };
+        for child in missing {
+            let hash = self.hash(self.header(child));
+            self.places.entry((parent, hash)).or_default().push(child);
+        }
+    }
+
+    /// Adds the bytes from `start` on as the last child of `parent`.
+    fn add(&mut self, parent: u32, start: usize) -> u32 {
+        let added = u32::try_from(self.nodes.len()).expect("a trace in memory has fewer than 2^31 spans");
+        self.nodes.push(Node { start, end: self.bytes.len(), ..Node::default() });
+        let children = match self.node(parent).children {
+            None => Children { first: added, last: added, last_found: added, count: 1 },
+            Some(Children { first, last, count, .. }) => {
+                self.node_mut(last).next = Some(added);
+                Children { first, last: added, last_found: added, count: count + 1 }
+            }
+        };
+        self.node_mut(parent).children = Some(children);
+        added
+    }
+
+    fn node(&self, number: u32) -> &Node {
+        &self.nodes[number as usize]
+    }
+
+    fn node_mut(&mut self, number: u32) -> &mut Node {
+        &mut self.nodes[number as usize]
+    }
+
+    fn header(&self, number: u32) -> &[u8] {
+        let Node { start, end, .. } = *self.node(number);
+        &self.bytes[start..end]
+    }
+
+    fn children(&self, parent: u32) -> impl Iterator<Item = u32> {
+        let first = self.node(parent).children.map(|children| children.first);
+        std::iter::successors(first, |&child| self.node(child).next)
     }
 
     /// How many spans were added.
@@ -102,7 +170,7 @@ impl TraceBuilder {
     /// How many bytes [`Self::finish`] would give, short of the few that frame each container.
     #[must_use]
     pub fn byte_len(&self) -> usize {
-        self.byte_len
+        self.bytes.len()
     }
 
     /// Whether nothing was added.
@@ -114,20 +182,23 @@ impl TraceBuilder {
     /// The `TracesData`.
     #[must_use]
     pub fn finish(self) -> Bytes {
-        // A container is framed by a key of one byte and a length of up to five.
-        const FRAME_BYTES: usize = 6;
-        let frames: usize = self.resources.members.iter().map(|(_, scopes)| 1 + scopes.members.len()).sum();
-        let mut out = Vec::with_capacity(self.byte_len + frames * FRAME_BYTES);
-        for (resource, scopes) in &self.resources.members {
-            let scopes = &scopes.members;
-            let body_bytes: usize =
-                scopes.iter().map(|(scope, spans)| delimited_bytes(scope.len() + spans.len())).sum();
-            put_delimiter(&mut out, RESOURCE_SPANS, resource.len() + body_bytes);
-            out.extend_from_slice(resource);
-            for (scope, spans) in scopes {
-                put_delimiter(&mut out, SCOPE_SPANS, scope.len() + spans.len());
-                out.extend_from_slice(scope);
-                out.extend_from_slice(spans);
+        let scope_bytes = |scope: u32| {
+            let spans = self.children(scope).map(|span| self.header(span).len());
+            self.header(scope).len() + spans.sum::<usize>()
+        };
+        let resource_bytes = |resource: u32| {
+            let scopes = self.children(resource).map(|scope| delimited_bytes(scope_bytes(scope)));
+            self.header(resource).len() + scopes.sum::<usize>()
+        };
+        let all_bytes = self.children(ROOT).map(|resource| delimited_bytes(resource_bytes(resource))).sum();
+        let mut out = Vec::with_capacity(all_bytes);
+        for resource in self.children(ROOT) {
+            put_delimiter(&mut out, RESOURCE_SPANS, resource_bytes(resource));
+            out.extend_from_slice(self.header(resource));
+            for scope in self.children(resource) {
+                put_delimiter(&mut out, SCOPE_SPANS, scope_bytes(scope));
+                out.extend_from_slice(self.header(scope));
+                self.children(scope).for_each(|span| out.extend_from_slice(self.header(span)));
             }
         }
         out.into()

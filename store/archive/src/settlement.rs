@@ -139,7 +139,8 @@ impl Settlement {
         let mut tenants = TenantNumbers::default();
         // A kept span takes about seven bytes, a kept trace 40 beside them.
         let kept_spans: usize = kept.iter().map(|decision| decision.spans.len()).sum();
-        let mut body = Vec::with_capacity(64 * counts.len() + 48 * kept.len() + 8 * kept_spans + 18 * dropped.len());
+        let mut body =
+            Vec::with_capacity(64 * counts.len() + 48 * kept.len() + 8 * kept_spans + 18 * dropped.len());
         put_varint(&mut body, count(counts.len()));
         for (tenant, counts) in counts {
             put_varint(&mut body, tenants.number(tenant));
