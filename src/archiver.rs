@@ -145,18 +145,19 @@ impl ArchiverThread {
             }
             kept.push(kept_decision(trace, locations));
         }
-        let mut dropped = Vec::with_capacity(turn.dropped.len());
-        for trace in turn.dropped {
-            if !trace.late {
-                totals.entry(trace.tenant.clone()).or_default().dropped_traces += 1;
+        for of_tenant in turn.dropped.chunk_by(|a, b| a.tenant == b.tenant) {
+            let decided = of_tenant.iter().filter(|trace| !trace.late).count();
+            if decided > 0 {
+                totals.entry(of_tenant[0].tenant.clone()).or_default().dropped_traces += decided as u64;
             }
-            dropped.push(DroppedDecision {
-                tenant: trace.tenant,
-                trace_id: trace.trace_id,
-                shed: trace.shed,
-            });
         }
         drop(totals);
+        let dropped = turn.dropped.into_iter().map(|trace| DroppedDecision {
+            tenant: trace.tenant,
+            trace_id: trace.trace_id,
+            shed: trace.shed,
+        });
+        let dropped = dropped.collect();
         (self.frontier, self.watermark) = (turn.frontier, turn.watermark);
         Settlement { kept, dropped, ..self.empty_settlement(turn.at) }
     }

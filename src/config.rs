@@ -410,7 +410,7 @@ impl Default for Archive {
         Self {
             open_bytes: Size(64 << 20),
             open_age: Span(Duration::from_secs(300)),
-            zstd_level: 3,
+            zstd_level: 1,
             retention: Retention { max_age: Span(two_weeks), max_bytes: Size(100 << 30) },
         }
     }

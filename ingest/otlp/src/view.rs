@@ -124,19 +124,24 @@ impl<'a> ResourceView<'a> {
 
     /// Visits the resource's attributes in order, duplicates included.
     pub fn attributes(&self, visit: &mut impl FnMut(&'a [u8], ValueView<'a>)) {
-        self.each_attribute(&mut |attribute| {
-            if let Ok((key, value)) = read_attribute(attribute) {
-                visit(key, value);
-            }
+        self.each_part(&mut |resource| {
+            each_resource_attribute(resource, &mut |attribute| {
+                if let Ok((key, value)) = read_attribute(attribute) {
+                    visit(key, value);
+                }
+            });
         });
     }
 
-    /// Visits the messages of the resource's attributes, for [`read_attribute`].
-    pub fn each_attribute(&self, visit: &mut impl FnMut(&'a [u8])) {
-        each_delimited(self.resource_spans, RESOURCE, &mut |resource| {
-            each_delimited(resource, RESOURCE_ATTRIBUTES, &mut |attribute| visit(attribute.rest()));
-        });
+    /// Visits the resource as it came: one `Resource` message, or the parts of it that came under one key.
+    pub fn each_part(&self, visit: &mut impl FnMut(&'a [u8])) {
+        each_delimited(self.resource_spans, RESOURCE, &mut |resource| visit(resource.rest()));
     }
+}
+
+/// Visits the messages of the attributes of a `Resource`, for [`read_attribute`].
+pub fn each_resource_attribute<'a>(resource: &'a [u8], visit: &mut impl FnMut(&'a [u8])) {
+    each_delimited(Reader::new(resource), RESOURCE_ATTRIBUTES, &mut |attribute| visit(attribute.rest()));
 }
 
 /// Visits every acceptable span with its resource and its message's bytes.

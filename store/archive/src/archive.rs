@@ -46,7 +46,7 @@ impl Default for ArchiveOptions {
         Self {
             directory: PathBuf::from("traces"),
             page_bytes: 128 << 10,
-            zstd_level: 3,
+            zstd_level: 1,
             open_bytes_max: 64 << 20,
             open_terms_max: 1_000_000,
         }

@@ -7,7 +7,7 @@
 use std::hash::BuildHasher;
 
 use hashbrown::{DefaultHashBuilder, HashTable};
-use ingest_otlp::{ResourceView, ValueView, WalkedSpan, each_attribute, read_attribute, visit_spans};
+use ingest_otlp::{ResourceView, ValueView, WalkedSpan, each_attribute, each_resource_attribute, read_attribute, visit_spans};
 use store_index::{IndexBuilder, Term, TermNumber};
 
 /// Terms are handed on in portions of about this size, so that a trace of 100,000 spans neither fills memory nor holds
@@ -160,35 +160,39 @@ impl Terms {
         });
     }
 
-    /// `attribute` is the message as it stands in the span or the resource.
+    /// `attribute` is the message as it stands in the span.
     fn attribute(&mut self, tenant_number: u32, attribute: &[u8]) {
-        self.piece(self.print(tenant_number, attribute), |terms| {
-            let Ok((key, value)) = read_attribute(attribute) else { return };
-            // Nearly every value is text that is searched for as it stands.
-            if let ValueView::Str(value) = value
-                && str::from_utf8(value).is_ok()
-            {
-                return terms.push(tenant_number, Term::Attribute { key, value });
-            }
-            let mut text = std::mem::take(&mut terms.text);
-            text.clear();
-            if value.to_text(&mut text) {
-                terms.push(tenant_number, Term::Attribute { key, value: text.as_bytes() });
-            }
-            terms.text = text;
-        });
+        self.piece(self.print(tenant_number, attribute), |terms| terms.spell_attribute(tenant_number, attribute));
     }
 
-    /// Spans come resource by resource. The place of a resource's first attribute tells it apart from the one before, so
-    /// each is taken once however many spans it has.
+    fn spell_attribute(&mut self, tenant_number: u32, attribute: &[u8]) {
+        let Ok((key, value)) = read_attribute(attribute) else { return };
+        // Nearly every value is text that is searched for as it stands.
+        if let ValueView::Str(value) = value
+            && str::from_utf8(value).is_ok()
+        {
+            return self.push(tenant_number, Term::Attribute { key, value });
+        }
+        let mut text = std::mem::take(&mut self.text);
+        text.clear();
+        if value.to_text(&mut text) {
+            self.push(tenant_number, Term::Attribute { key, value: text.as_bytes() });
+        }
+        self.text = text;
+    }
+
+    /// A resource is one piece: there are few, and each comes with every trace. Its spans come one after the other, so its
+    /// place tells whether it was taken with the span before.
     fn resource(&mut self, tenant_number: u32, resource: &ResourceView<'_>, before: &mut Option<*const u8>) {
-        let mut known = None;
-        resource.each_attribute(&mut |attribute| {
-            let first = attribute.as_ptr();
-            let known = *known.get_or_insert_with(|| before.replace(first) == Some(first));
-            if !known {
-                self.attribute(tenant_number, attribute);
+        let mut first = None;
+        resource.each_part(&mut |part| {
+            let known = *first.get_or_insert_with(|| before.replace(part.as_ptr()) == Some(part.as_ptr()));
+            if known {
+                return;
             }
+            self.piece(self.print(tenant_number, ("resource", part)), |terms| {
+                each_resource_attribute(part, &mut |attribute| terms.spell_attribute(tenant_number, attribute));
+            });
         });
     }
 }

@@ -110,13 +110,17 @@ fn write_pages(
     let mut compressor = zstd::bulk::Compressor::new(options.zstd_level)?;
     let mut directory = Vec::new();
     let mut raw = Vec::with_capacity(options.page_bytes.saturating_mul(2));
+    let mut compressed = Vec::with_capacity(zstd::zstd_safe::compress_bound(raw.capacity()));
     let mut first = 0;
     for (index, &row) in order.iter().enumerate() {
         put_row(&mut raw, &rows.rows[row as usize].fragment);
         if raw.len() < options.page_bytes && index + 1 < order.len() {
             continue;
         }
-        let compressed = compressor.compress(&raw)?;
+        compressed.clear();
+        // A page of one huge trace is longer than the others.
+        compressed.reserve(zstd::zstd_safe::compress_bound(raw.len()));
+        compressor.compress_to_buffer(&raw, &mut compressed)?;
         let start_of = |at: usize| rows.rows[order[at] as usize].fragment.trace_start;
         let number = |at: usize| u32::try_from(at).expect("rows are numbered with 32 bits");
         PageEntry {
