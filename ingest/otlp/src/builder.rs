@@ -343,6 +343,23 @@ mod tests {
     }
 
     #[test]
+    fn many_containers_are_told_apart_and_found_again() {
+        let names: Vec<[u8; 1]> = (b'a'..=b'z').map(|name| [name]).collect();
+        let mut builder = TraceBuilder::new();
+        for round in [b"1", b"2"] {
+            for name in &names {
+                builder.push(&Container::of(name, name), round);
+            }
+        }
+        let group = |name: &[u8; 1]| {
+            let spans = [field(0x12, b"1"), field(0x12, b"2")].concat();
+            let scope = field(0x12, &[&name[..], &spans].concat());
+            field(0x0A, &[&name[..], &scope].concat())
+        };
+        assert_eq!(builder.finish(), names.iter().map(group).collect::<Vec<_>>().concat());
+    }
+
+    #[test]
     fn a_threshold_changes_only_the_tracestate() {
         let check = |span: &[Vec<u8>], expected: &[Vec<u8>]| {
             let mut out = Vec::new();

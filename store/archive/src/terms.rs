@@ -7,7 +7,9 @@
 use std::hash::BuildHasher;
 
 use hashbrown::{DefaultHashBuilder, HashTable};
-use ingest_otlp::{ResourceView, ValueView, WalkedSpan, each_attribute, each_resource_attribute, read_attribute, visit_spans};
+use ingest_otlp::{
+    ResourceView, ValueView, WalkedSpan, each_attribute, each_resource_attribute, read_attribute, visit_spans,
+};
 use store_index::{IndexBuilder, Term, TermNumber};
 
 /// Terms are handed on in portions of about this size, so that a trace of 100,000 spans neither fills memory nor holds
@@ -162,7 +164,9 @@ impl Terms {
 
     /// `attribute` is the message as it stands in the span.
     fn attribute(&mut self, tenant_number: u32, attribute: &[u8]) {
-        self.piece(self.print(tenant_number, attribute), |terms| terms.spell_attribute(tenant_number, attribute));
+        self.piece(self.print(tenant_number, attribute), |terms| {
+            terms.spell_attribute(tenant_number, attribute)
+        });
     }
 
     fn spell_attribute(&mut self, tenant_number: u32, attribute: &[u8]) {
@@ -191,7 +195,9 @@ impl Terms {
                 return;
             }
             self.piece(self.print(tenant_number, ("resource", part)), |terms| {
-                each_resource_attribute(part, &mut |attribute| terms.spell_attribute(tenant_number, attribute));
+                each_resource_attribute(part, &mut |attribute| {
+                    terms.spell_attribute(tenant_number, attribute)
+                });
             });
         });
     }
