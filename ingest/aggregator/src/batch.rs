@@ -60,16 +60,26 @@ pub struct KeptTrace {
 }
 
 /// A trace that was decided against, or late spans of one.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DroppedTrace {
-    /// Whose trace.
-    pub tenant: Tenant,
     /// Which trace.
     pub trace_id: TraceId,
     /// Given up for memory, not on its merits.
     pub shed: bool,
     /// These spans follow an earlier decision.
     pub late: bool,
+}
+
+/// What a turn settled of one tenant without keeping it. Together, because most traces end here and a tenant's name is shared
+/// between threads: counting its holders trace by trace would cost more than the decision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settled {
+    /// Whose.
+    pub tenant: Tenant,
+    /// Dropped traces.
+    pub dropped: Vec<DroppedTrace>,
+    /// What changed; `kept` and `expired` are counted by whoever fetches the bytes.
+    pub counts: Counts,
 }
 
 /// Everything one turn settled. The invariant that makes restarts exact: when a turn names a trace, no span of that
@@ -82,12 +92,17 @@ pub struct Turn {
     pub at: UnixNanos,
     /// Kept traces, shared with the shard until they are in the archive.
     pub kept: Vec<Arc<KeptTrace>>,
-    /// Dropped traces.
-    pub dropped: Vec<DroppedTrace>,
+    /// The others, by tenant.
+    pub settled: Vec<Settled>,
     /// Per partition: records below were consumed.
     pub frontier: Vec<Offset>,
     /// Per partition: every span of records below is settled.
     pub watermark: Vec<Offset>,
-    /// What changed, by tenant; `kept` and `expired` are counted by whoever fetches the bytes.
-    pub counts: Vec<(Tenant, Counts)>,
+}
+
+impl Turn {
+    /// Dropped traces of all tenants.
+    pub fn dropped(&self) -> impl Iterator<Item = (&Tenant, &DroppedTrace)> {
+        self.settled.iter().flat_map(|settled| settled.dropped.iter().map(|trace| (&settled.tenant, trace)))
+    }
 }

@@ -1,36 +1,73 @@
-//! The bodies that undecided spans lie in, of one partition: a window on the journal's newest records.
+//! The records that undecided spans lie in, of one partition: a window on the journal's newest records.
 //!
-//! Each entry knows how many undecided spans of this shard lie in it. At zero its bytes go at once; the front of the
-//! window is the watermark below which everything is settled. Beyond the memory budget the oldest bytes go early: the
-//! journal still has them.
+//! Each entry knows where the undecided spans of this shard lie in its body. When none is left the entry goes at once; the
+//! front of the window is the watermark below which everything is settled. Beyond the memory budget the oldest bodies go
+//! early: the journal still has them.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 use ingest_otlp::Body as RequestBody;
-use store_model::Offset;
+use store_model::{BodyRange, Offset, PartitionId};
+
+use crate::ranges::Ranges;
+use crate::slab::Slab;
+
+/// Instead of a number of an entry: everything of this record is settled.
+const SETTLED: u32 = u32::MAX;
+
+/// Spans of one trace that come in a row in one record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Run {
+    /// Counted by [`Bodies`] from the first record it took, all around 32 bits: no window holds as many.
+    pub(crate) record: u32,
+    /// The number of its first span among those of this record that were undecided when it was taken.
+    pub(crate) first: u32,
+    pub(crate) count: u32,
+    pub(crate) partition: PartitionId,
+}
 
 #[derive(Debug)]
 pub(crate) struct Body {
     pub(crate) offset: Offset,
     pub(crate) tenant: u32,
-    pub(crate) undecided: u32,
     pub(crate) bytes: Option<Arc<RequestBody>>,
+    ranges: Ranges,
+}
+
+impl Body {
+    pub(crate) fn ranges(&self, run: Run) -> &[BodyRange] {
+        self.ranges.of(run.first, run.count)
+    }
 }
 
 #[derive(Debug)]
 pub(crate) struct Bodies {
-    window: VecDeque<Body>,
+    /// Per record the number of its entry. A trace that lives on for minutes holds the front back, and what is settled behind
+    /// it should weigh little.
+    window: VecDeque<u32>,
+    entries: Slab<Body>,
+    /// The number of the record at the front.
+    front: u32,
     /// One past the newest record seen.
     consumed: Offset,
     resident_bytes: usize,
-    /// Entries before this index have given their bytes up already.
+    range_bytes: usize,
+    /// Records before this index have given their bodies up already.
     evicted: usize,
 }
 
 impl Bodies {
     pub(crate) fn new(consumed: Offset) -> Self {
-        Self { window: VecDeque::new(), consumed, resident_bytes: 0, evicted: 0 }
+        Self {
+            window: VecDeque::new(),
+            entries: Slab::new(),
+            front: 0,
+            consumed,
+            resident_bytes: 0,
+            range_bytes: 0,
+            evicted: 0,
+        }
     }
 
     pub(crate) fn consumed(&self) -> Offset {
@@ -39,66 +76,96 @@ impl Bodies {
 
     /// Everything below is settled.
     pub(crate) fn watermark(&self) -> Offset {
-        self.window.front().map_or(self.consumed, |body| body.offset)
+        self.window.front().map_or(self.consumed, |&entry| self.entries[entry].offset)
     }
 
+    /// Bytes of the bodies.
     pub(crate) fn resident_bytes(&self) -> usize {
         self.resident_bytes
     }
 
-    /// Takes the next record. Records below [`Self::consumed`] must have been filtered by the caller.
-    pub(crate) fn push(&mut self, offset: Offset, tenant: u32, body: Arc<RequestBody>, undecided: u32) {
+    /// Bytes of what is known about the records, bodies apart.
+    pub(crate) fn live_bytes(&self) -> usize {
+        self.range_bytes + self.entries.len() * size_of::<Body>() + self.window.len() * size_of::<u32>()
+    }
+
+    /// The number of the record that is pushed next.
+    pub(crate) fn next_record(&self) -> u32 {
+        self.front.wrapping_add(u32::try_from(self.window.len()).unwrap_or(u32::MAX))
+    }
+
+    /// Takes the next record, with the ranges of its undecided spans. Records below [`Self::consumed`] must have been filtered
+    /// by the caller.
+    pub(crate) fn push(
+        &mut self,
+        offset: Offset,
+        tenant: u32,
+        body: Arc<RequestBody>,
+        undecided: Vec<BodyRange>,
+    ) {
         self.consumed = offset.plus(1);
-        let bytes = (undecided > 0).then_some(body);
-        self.resident_bytes += bytes.as_ref().map_or(0, |body| resident(body));
-        self.window.push_back(Body { offset, tenant, undecided, bytes });
+        if undecided.is_empty() {
+            self.window.push_back(SETTLED);
+            self.drop_settled_front();
+            return;
+        }
+        let ranges = Ranges::new(undecided);
+        self.range_bytes += ranges.heap_bytes();
+        self.resident_bytes += resident(&body);
+        let entry = self.entries.insert(Body { offset, tenant, bytes: Some(body), ranges });
+        self.window.push_back(entry);
+    }
+
+    /// The spans of `run` are settled.
+    pub(crate) fn settle(&mut self, run: Run) {
+        let index = self.index(run);
+        let Some(&entry) = self.window.get(index).filter(|&&entry| entry != SETTLED) else { return };
+        let body = &mut self.entries[entry];
+        self.range_bytes -= body.ranges.heap_bytes();
+        body.ranges.settle(run.first, run.count);
+        if body.ranges.undecided() > 0 {
+            self.range_bytes += body.ranges.heap_bytes();
+            return;
+        }
+        body.ranges = Ranges::default();
+        self.resident_bytes -= body.bytes.take().map_or(0, |body| resident(&body));
+        self.entries.remove(entry);
+        self.window[index] = SETTLED;
         self.drop_settled_front();
     }
 
-    /// `count` spans of the newest record did not stay undecided after all, or more did.
-    pub(crate) fn settle(&mut self, offset: Offset) {
-        let Some(index) = self.index(offset) else { return };
-        let body = &mut self.window[index];
-        body.undecided = body.undecided.saturating_sub(1);
-        if body.undecided == 0 {
-            self.resident_bytes -= body.bytes.take().map_or(0, |body| resident(&body));
-            self.drop_settled_front();
-        }
+    /// The record that the undecided spans of `run` lie in.
+    pub(crate) fn get(&self, run: Run) -> Option<&Body> {
+        self.window.get(self.index(run)).filter(|&&entry| entry != SETTLED).map(|&entry| &self.entries[entry])
     }
 
-    pub(crate) fn get(&self, offset: Offset) -> Option<Arc<RequestBody>> {
-        self.index(offset).and_then(|index| self.window[index].bytes.clone())
-    }
-
-    /// Gives up the oldest bytes until `bytes_max` holds.
+    /// Gives up the oldest bodies until `bytes_max` holds.
     pub(crate) fn evict_to(&mut self, bytes_max: usize) {
         while self.resident_bytes > bytes_max && self.evicted < self.window.len() {
-            let bytes = self.window[self.evicted].bytes.take();
-            self.resident_bytes -= bytes.map_or(0, |body| resident(&body));
+            let entry = self.window[self.evicted];
+            if entry != SETTLED {
+                let bytes = self.entries[entry].bytes.take();
+                self.resident_bytes -= bytes.map_or(0, |body| resident(&body));
+            }
             self.evicted += 1;
         }
     }
 
-    /// Bodies with undecided spans, oldest first.
+    /// Records with undecided spans, oldest first.
     pub(crate) fn undecided(&self) -> impl Iterator<Item = &Body> {
-        self.window.iter().filter(|body| body.undecided > 0)
+        self.window.iter().filter(|&&entry| entry != SETTLED).map(|&entry| &self.entries[entry])
     }
 
     fn drop_settled_front(&mut self) {
-        while self.window.front().is_some_and(|body| body.undecided == 0) {
+        while self.window.front() == Some(&SETTLED) {
             self.window.pop_front();
+            self.front = self.front.wrapping_add(1);
             self.evicted = self.evicted.saturating_sub(1);
         }
     }
 
-    /// Offsets are dense but for gaps that damage left, so the guess nearly always hits.
-    fn index(&self, offset: Offset) -> Option<usize> {
-        let front = self.window.front()?.offset;
-        let guess = usize::try_from(offset.0.checked_sub(front.0)?).ok()?;
-        if self.window.get(guess).is_some_and(|body| body.offset == offset) {
-            return Some(guess);
-        }
-        self.window.binary_search_by_key(&offset, |body| body.offset).ok()
+    fn index(&self, run: Run) -> usize {
+        run.record.wrapping_sub(self.front) as usize
     }
 }
 
@@ -111,37 +178,59 @@ fn resident(body: &RequestBody) -> usize {
 mod tests {
     use super::*;
 
-    fn body(length: usize) -> Arc<RequestBody> {
-        RequestBody::unwalked(vec![1; length].into())
+    fn push(bodies: &mut Bodies, offset: u64, length: usize, spans: u32) -> Run {
+        let record = bodies.next_record();
+        let range = |number| BodyRange { position: number, length: 1 };
+        let body = RequestBody::unwalked(vec![1; length].into());
+        bodies.push(Offset(offset), 0, body, (0..spans).map(range).collect());
+        Run { record, first: 0, count: spans, partition: PartitionId(0) }
     }
 
     #[test]
     fn the_watermark_waits_for_the_oldest_undecided_span() {
         let mut bodies = Bodies::new(Offset(5));
         assert_eq!(bodies.watermark(), Offset(5));
-        bodies.push(Offset(5), 0, body(10), 2);
-        bodies.push(Offset(6), 0, body(10), 1);
-        bodies.push(Offset(9), 0, body(10), 1);
-        bodies.settle(Offset(6));
+        let five = push(&mut bodies, 5, 10, 2);
+        let six = push(&mut bodies, 6, 10, 1);
+        let nine = push(&mut bodies, 9, 10, 1);
+        bodies.settle(six);
         assert_eq!((bodies.watermark(), bodies.resident_bytes()), (Offset(5), 20));
-        bodies.settle(Offset(5));
-        bodies.settle(Offset(5));
+        bodies.settle(Run { first: 1, count: 1, ..five });
+        assert_eq!(bodies.watermark(), Offset(5));
+        bodies.settle(Run { first: 0, count: 1, ..five });
         assert_eq!((bodies.watermark(), bodies.consumed()), (Offset(9), Offset(10)));
-        bodies.settle(Offset(9));
-        assert_eq!((bodies.watermark(), bodies.resident_bytes()), (Offset(10), 0));
+        bodies.settle(nine);
+        assert_eq!((bodies.watermark(), bodies.resident_bytes(), bodies.live_bytes()), (Offset(10), 0, 0));
+        push(&mut bodies, 10, 10, 0);
+        assert_eq!(bodies.watermark(), Offset(11));
     }
 
     #[test]
-    fn the_budget_takes_the_oldest_bytes_and_leaves_the_entries() {
+    fn the_budget_takes_the_oldest_bodies_and_leaves_the_entries() {
         let mut bodies = Bodies::new(Offset(0));
-        (0..10).for_each(|n| bodies.push(Offset(n), 0, body(100), 1));
+        let mut runs: Vec<Run> = (0..10).map(|n| push(&mut bodies, n, 100, 1)).collect();
+        let has_bytes = |bodies: &Bodies, run: Run| bodies.get(run).unwrap().bytes.is_some();
         bodies.evict_to(350);
-        assert!(bodies.get(Offset(6)).is_none() && bodies.get(Offset(7)).is_some());
+        assert!(!has_bytes(&bodies, runs[6]) && has_bytes(&bodies, runs[7]));
         assert_eq!(bodies.watermark(), Offset(0));
-        (0..8).for_each(|n| bodies.settle(Offset(n)));
-        bodies.push(Offset(10), 0, body(100), 1);
+        assert_eq!(bodies.get(runs[0]).unwrap().ranges(runs[0]), [BodyRange { position: 0, length: 1 }]);
+        runs[..8].iter().for_each(|&run| bodies.settle(run));
+        runs.push(push(&mut bodies, 10, 100, 1));
         bodies.evict_to(250);
-        assert!(bodies.get(Offset(8)).is_none() && bodies.get(Offset(9)).is_some());
+        assert!(!has_bytes(&bodies, runs[8]) && has_bytes(&bodies, runs[9]));
         assert_eq!(bodies.resident_bytes(), 200);
+    }
+
+    #[test]
+    fn records_settled_behind_an_old_one_weigh_four_bytes() {
+        let mut bodies = Bodies::new(Offset(0));
+        push(&mut bodies, 0, 100, 1);
+        let one = bodies.live_bytes();
+        for offset in 1..1_000 {
+            let run = push(&mut bodies, offset, 100, 500);
+            bodies.settle(Run { count: 300, ..run });
+            bodies.settle(Run { first: 300, count: 200, ..run });
+        }
+        assert_eq!((bodies.live_bytes(), bodies.watermark()), (one + 999 * 4, Offset(0)));
     }
 }

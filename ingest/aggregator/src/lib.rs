@@ -6,21 +6,24 @@
 //! what is kept.
 //!
 //! Read in this order: [`batch`] (what goes in and comes out), [`shard`], then its parts: `table`, `cells`, `slab`, `wheel`,
-//! `bodies`, `remembered`, and [`resume`] (how a shard finds back after a crash).
+//! `bodies`, `ranges`, `remembered`, `in_flight`, `tally`, and [`resume`] (how a shard finds back after a crash).
 
 pub mod batch;
 mod bodies;
 mod cells;
 pub mod gather;
+mod in_flight;
 mod prefetch;
+mod ranges;
 mod remembered;
 pub mod resume;
 pub mod shard;
 mod slab;
 mod table;
+mod tally;
 mod wheel;
 
-pub use batch::{Batch, KeptSpan, KeptTrace, Turn};
+pub use batch::{Batch, DroppedTrace, KeptSpan, KeptTrace, Settled, Turn};
 pub use gather::{BodySource, Gathered, gather};
 pub use remembered::KeptMemory;
 pub use resume::{Observed, Resume};

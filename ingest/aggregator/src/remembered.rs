@@ -90,6 +90,11 @@ impl Remembered {
         self.dropped.iter().for_each(|dropped| dropped.prefetch(hash));
     }
 
+    /// Asks for the line in which a decision against would be noted.
+    pub(crate) fn prefetch_drop(&self, hash: u64) {
+        self.dropped[0].prefetch(hash);
+    }
+
     pub(crate) fn keep(&mut self, key: ShardKey, hash: u64, memory: KeptMemory) {
         if self.kept[0].memories.len() >= self.kept_max {
             self.kept.swap(0, 1);

@@ -11,15 +11,17 @@ use hashbrown::HashMap;
 use ingest_otlp::Body;
 use ingest_sampler::{Policy, Sketches, SlowPolicy, decide};
 use store_model::{
-    Counts, Monotonic, Offset, PartitionId, Reason, SpanFlags, SpanSummary, Tenant, Threshold, TraceId,
-    UnixNanos, Verdict,
+    BodyRange, Monotonic, Offset, PartitionId, Reason, SpanFlags, SpanLocation, SpanSummary, Tenant,
+    Threshold, TraceId, UnixNanos, Verdict,
 };
 
 use crate::batch::{Batch, DroppedTrace, KeptSpan, KeptTrace, Turn};
-use crate::bodies::Bodies;
+use crate::bodies::{Bodies, Run};
+use crate::in_flight::InFlight;
 use crate::remembered::{KeptMemory, Remembered, ShardKey};
 use crate::resume::{Filter, Resume};
-use crate::table::{LiveTrace, Table};
+use crate::table::{Folded, LiveTrace, Table};
+use crate::tally::Tally;
 use crate::wheel::{Entry, Tick, Wheel};
 
 /// When a trace counts as finished.
@@ -123,21 +125,22 @@ pub struct Shard {
     remembered: Remembered,
     sketches: Sketches,
     filter: Option<Filter>,
-    in_flight: HashMap<ShardKey, Vec<(u64, Arc<KeptTrace>)>>,
+    in_flight: InFlight,
     turn: OpenTurn,
-    /// Of one block, kept for its memory.
-    runs: Vec<Run>,
+    /// Of one batch, kept for its memory.
+    coming: Vec<Coming>,
 }
 
-/// A journal record.
-type Place = (PartitionId, Offset);
+/// Spans of one trace in a row, before they are looked at.
+#[derive(Clone, Copy, Debug)]
+struct Coming {
+    hash: u64,
+    first: usize,
+    count: usize,
+}
 
-/// Spans of one trace in a row: the key, its hash, how many.
-type Run = (ShardKey, u64, usize);
-
-/// Spans looked at together. As many traces at most, each with five cache lines to ask for: what a core's first cache
-/// holds.
-const BLOCK_SPANS: usize = 128;
+/// Runs looked at together. Each has up to six cache lines to ask for: what a core's first cache holds.
+const BLOCK_RUNS: usize = 64;
 
 /// How far ahead the memory is asked for a trace that is due.
 const TRACES_AHEAD: usize = 8;
@@ -147,10 +150,20 @@ const TRACES_AHEAD: usize = 8;
 struct OpenTurn {
     number: u64,
     has_news: bool,
-    counts: HashMap<u32, Counts>,
+    tally: Tally,
+    /// The keys of the turn's kept traces.
+    kept: Vec<ShardKey>,
     /// Spans of dropped traces: whether they follow the decision is known only when the turn ends.
-    late: Vec<(ShardKey, Place, SpanSummary)>,
+    late: Vec<Late>,
     oversized: Vec<u32>,
+}
+
+#[derive(Debug)]
+struct Late {
+    key: ShardKey,
+    hash: u64,
+    run: Run,
+    folded: Folded,
 }
 
 impl Shard {
@@ -168,9 +181,9 @@ impl Shard {
             remembered,
             sketches: Sketches::new(config.slow.clone()),
             filter: None,
-            in_flight: HashMap::new(),
+            in_flight: InFlight::default(),
             turn: OpenTurn::default(),
-            runs: Vec::new(),
+            coming: Vec::new(),
             config,
         }
     }
@@ -206,36 +219,40 @@ impl Shard {
         if offset < bodies.consumed() {
             return;
         }
+        let record = bodies.next_record();
         self.turn.has_news = true;
         let tenant = self.tenant_number(&tenant);
         let seen_before = self.filter.as_ref().is_some_and(|filter| filter.was_consumed(partition, offset));
         if !seen_before {
-            let counts = self.turn.counts.entry(tenant).or_default();
+            let counts = &mut self.turn.tally.of(tenant).counts;
             counts.arrived += summaries.len() as u64 + u64::from(refused);
             counts.refused += u64::from(refused);
         }
-        let mut undecided = 0;
-        let place = (partition, offset);
-        for block in summaries.chunks(BLOCK_SPANS) {
-            // Senders batch the spans of a trace in a row, so that a run of them is looked up once.
-            let mut runs = std::mem::take(&mut self.runs);
-            runs.extend(block.chunk_by(|a, b| a.trace_id == b.trace_id).map(|run| {
-                let key = (tenant, run[0].trace_id);
-                (key, self.table.hash(key), run.len())
-            }));
-            self.prefetch(&runs);
-            let mut spans = block;
-            for (key, hash, length) in runs.drain(..) {
-                let run;
-                (run, spans) = spans.split_at(length);
+        // Senders batch the spans of a trace in a row, so that a run of them is looked up once.
+        let mut coming = std::mem::take(&mut self.coming);
+        let mut first = 0;
+        coming.extend(summaries.chunk_by(|a, b| a.trace_id == b.trace_id).map(|run| {
+            let hash = self.table.hash((tenant, run[0].trace_id));
+            first += run.len();
+            Coming { hash, first: first - run.len(), count: run.len() }
+        }));
+        let mut undecided: Vec<BodyRange> = Vec::with_capacity(summaries.len());
+        for block in coming.chunks(BLOCK_RUNS) {
+            self.prefetch(block);
+            for &Coming { hash, first, count } in block {
+                let spans = &summaries[first..first + count];
+                let key = (tenant, spans[0].trace_id);
                 let filter = self.filter.as_ref().filter(|_| seen_before);
-                if !filter.is_some_and(|filter| filter.is_settled(key, partition, offset)) {
-                    undecided += u32::try_from(length).unwrap_or(u32::MAX);
-                    self.take_run(key, hash, place, run, now);
+                if filter.is_some_and(|filter| filter.is_settled(key, partition, offset)) {
+                    continue;
                 }
+                let run = Run { record, first: short(undecided.len()), count: short(count), partition };
+                undecided.extend(spans.iter().map(|span| span.range));
+                self.take_run(key, hash, run, spans, now);
             }
-            self.runs = runs;
         }
+        coming.clear();
+        self.coming = coming;
         self.bodies[usize::from(partition.0)].push(offset, tenant, body, undecided);
         self.bodies[usize::from(partition.0)].evict_to(self.config.limits.body_bytes_max);
         let bodies = &self.bodies;
@@ -247,7 +264,7 @@ impl Shard {
     /// Ends the turn: takes every decision that is due. `None` when nothing happened since the last turn.
     pub fn end_turn(&mut self, now: Monotonic, at: UnixNanos) -> Option<Turn> {
         let mut turn = Turn { at, ..Turn::default() };
-        self.settle_late(&mut turn, now);
+        self.settle_late(now);
         let mut due = Vec::new();
         self.wheel.advance(now, &mut due);
         for (number, &entry) in due.iter().enumerate() {
@@ -255,7 +272,8 @@ impl Shard {
                 self.table.prefetch_trace(ahead.slot);
             }
             if let Some(ahead) = due.get(number + TRACES_AHEAD / 2) {
-                self.table.prefetch_removal(ahead.slot);
+                let hash = self.table.prefetch_removal(ahead.slot);
+                self.remembered.prefetch_drop(hash);
             }
             self.look_at(entry, &mut turn, now);
         }
@@ -265,34 +283,24 @@ impl Shard {
             }
         }
         self.relieve_pressure(&mut turn, now);
-        if !self.turn.has_news && turn.kept.is_empty() && turn.dropped.is_empty() {
+        if !self.turn.has_news && turn.kept.is_empty() && !self.turn.tally.has_dropped() {
             return None;
         }
         self.turn.has_news = false;
         self.turn.number += 1;
         turn.number = self.turn.number;
-        for kept in &turn.kept {
-            let number = self.tenant_number(&kept.tenant);
-            let entry = self.in_flight.entry((number, kept.trace_id)).or_default();
-            entry.push((turn.number, Arc::clone(kept)));
+        for (key, kept) in self.turn.kept.drain(..).zip(&turn.kept) {
+            self.in_flight.insert(turn.number, key, Arc::clone(kept));
         }
         turn.frontier = self.bodies.iter().map(Bodies::consumed).collect();
         turn.watermark = self.bodies.iter().map(Bodies::watermark).collect();
-        let counts = self.turn.counts.drain();
-        turn.counts =
-            counts.map(|(tenant, counts)| (self.tenants[tenant as usize].clone(), counts)).collect();
+        turn.settled = self.turn.tally.take(&self.tenants);
         Some(turn)
     }
 
     /// The kept traces of turns up to `number` are in the archive, where queries find them from now on.
     pub fn forget_archived(&mut self, number: u64) {
-        if self.in_flight.is_empty() {
-            return;
-        }
-        self.in_flight.retain(|_, traces| {
-            traces.retain(|(turn, _)| *turn > number);
-            !traces.is_empty()
-        });
+        self.in_flight.forget(number);
     }
 
     /// How full the shard is.
@@ -301,7 +309,7 @@ impl Shard {
         Gauges {
             live_traces: self.table.trace_count(),
             live_spans: self.table.span_count(),
-            live_bytes: self.table.bytes(),
+            live_bytes: self.live_bytes(),
             body_bytes: self.bodies.iter().map(Bodies::resident_bytes).sum(),
         }
     }
@@ -309,25 +317,24 @@ impl Shard {
     /// Whether the budget is used up although everything that could be decided was.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        self.table.bytes() >= self.config.limits.live_bytes_max
+        self.live_bytes() >= self.config.limits.live_bytes_max
     }
 
     /// The spans of a trace that are not in the archive yet.
     #[must_use]
     pub fn trace(&self, tenant: &Tenant, trace_id: TraceId) -> Option<LiveSpans> {
         let key = (*self.tenant_numbers.get(tenant)?, trace_id);
-        let flying = self.in_flight.get(&key).map_or(&[][..], Vec::as_slice);
         let slot = self.find(key);
         let live = slot.map(|slot| self.table.get(slot));
         let trace_start = self.trace_start(key)?;
         let mut spans: Vec<KeptSpan> =
-            flying.iter().flat_map(|(_, trace)| trace.spans.iter().cloned()).collect();
+            self.in_flight.of(key).flat_map(|trace| trace.spans.iter().cloned()).collect();
         spans.extend(slot.into_iter().flat_map(|slot| self.kept_spans(slot)));
-        let decided = flying.iter().map(|(_, trace)| (trace.reason, trace.threshold)).min();
+        let decided = self.in_flight.of(key).map(|trace| (trace.reason, trace.threshold)).min();
         let inherited =
             live.as_ref().and_then(|live| live.inherited).map(|memory| (memory.reason, memory.threshold));
         let root_seen =
-            flying.iter().any(|(_, trace)| trace.complete) || live.is_some_and(|l| l.root.is_some());
+            self.in_flight.of(key).any(|trace| trace.complete) || live.is_some_and(|l| l.root.is_some());
         Some(LiveSpans { trace_start, root_seen, verdict: decided.or(inherited), spans })
     }
 
@@ -348,8 +355,7 @@ impl Shard {
             let own = bodies.undecided().filter(|body| body.tenant == number);
             found.extend(own.map(|body| (PartitionId(partition), body.offset, bytes(&body.bytes))));
         }
-        let flying = self.in_flight.iter().filter(|((tenant, _), _)| *tenant == number);
-        for (_, trace) in flying.flat_map(|(_, traces)| traces) {
+        for trace in self.in_flight.of_tenant(number) {
             let place = |span: &KeptSpan| (span.location.partition, span.location.offset, bytes(&span.body));
             found.extend(trace.spans.iter().map(place));
         }
@@ -359,8 +365,7 @@ impl Shard {
     }
 
     fn trace_start(&self, key: ShardKey) -> Option<UnixNanos> {
-        let flying = self.in_flight.get(&key).and_then(|traces| traces.first());
-        if let Some((_, trace)) = flying {
+        if let Some(trace) = self.in_flight.of(key).next() {
             return Some(trace.trace_start);
         }
         let live = self.table.get(self.find(key)?);
@@ -381,58 +386,55 @@ impl Shard {
         self.table.find(key, self.table.hash(key))
     }
 
+    /// Bytes of live traces and of what is known about their spans' records.
+    fn live_bytes(&self) -> usize {
+        self.table.bytes() + self.bodies.iter().map(Bodies::live_bytes).sum::<usize>()
+    }
+
     /// Asks the memory for what [`Self::take_run`] will look at, all runs at once: one after the other they would each
     /// wait for three or four lines that lie anywhere.
-    fn prefetch(&self, runs: &[Run]) {
-        for &(_, hash, _) in runs {
+    fn prefetch(&self, runs: &[Coming]) {
+        for &Coming { hash, .. } in runs {
             self.table.prefetch_cell(hash);
-            self.remembered.prefetch(hash);
         }
-        for &(_, hash, _) in runs {
-            self.table.prefetch_slot(hash);
+        for &Coming { hash, .. } in runs {
+            // Only a trace that is not live is looked for among the remembered.
+            if !self.table.prefetch_slot(hash) {
+                self.remembered.prefetch(hash);
+            }
         }
     }
 
     /// Adds spans to their live trace, opened if need be. Spans that are late wait for the end of the turn.
-    fn take_run(&mut self, key: ShardKey, hash: u64, place: Place, run: &[SpanSummary], now: Monotonic) {
-        let mut slot = self.table.find(key, hash);
-        for span in run {
-            if slot.is_none() {
-                slot = self.slot_for(key, hash, place, span, now);
-            }
-            if let Some(slot) = slot {
-                self.append(slot, place, span, now);
-            }
+    fn take_run(&mut self, key: ShardKey, hash: u64, run: Run, spans: &[SpanSummary], now: Monotonic) {
+        if let Some(slot) = self.table.find(key, hash) {
+            self.append(slot, run, &Folded::of(spans), now);
+            return;
         }
-    }
-
-    /// Opens the trace of a span that belongs to no live one; `None` when the span is late and waits.
-    fn slot_for(
-        &mut self,
-        key: ShardKey,
-        hash: u64,
-        place: Place,
-        span: &SpanSummary,
-        now: Monotonic,
-    ) -> Option<u32> {
         let inherited = self.remembered.kept(key, hash);
-        // An error reopens a trace that was let go: what is left of it is kept.
-        let is_error = span.flags.has(SpanFlags::ERROR);
-        if inherited.is_none() && !is_error && self.remembered.was_dropped(hash) {
-            self.turn.late.push((key, place, *span));
-            return None;
+        let is_error = |span: &SpanSummary| span.flags.has(SpanFlags::ERROR);
+        let mut late = 0;
+        if inherited.is_none() && !is_error(&spans[0]) && self.remembered.was_dropped(hash) {
+            // An error reopens a trace that was let go: what is left of it is kept.
+            late = spans.iter().position(is_error).unwrap_or(spans.len());
+            let run = Run { count: short(late), ..run };
+            self.turn.late.push(Late { key, hash, run, folded: Folded::of(&spans[..late]) });
         }
-        let slot = self.table.insert(key, hash, span.randomness, inherited, now);
-        self.schedule(slot, now.plus(self.config.timing.quiet_after_root), now);
-        Some(slot)
+        let spans = &spans[late..];
+        if let Some(opening) = spans.first() {
+            let slot = self.table.insert(key, hash, opening.randomness, inherited, now);
+            self.schedule(slot, now.plus(self.config.timing.quiet_after_root), now);
+            let run = Run { first: run.first + short(late), count: short(spans.len()), ..run };
+            self.append(slot, run, &Folded::of(spans), now);
+        }
     }
 
-    fn append(&mut self, slot: u32, place: Place, span: &SpanSummary, now: Monotonic) {
-        let (partition, offset) = place;
-        if let Some(root) = self.table.append(slot, partition, offset, span, now) {
+    fn append(&mut self, slot: u32, run: Run, folded: &Folded, now: Monotonic) {
+        if let Some(root) = self.table.append(slot, run, folded, now) {
             self.sketches.record(&root, now);
         }
-        if self.table.spans_of(slot) == self.config.limits.trace_spans_max.saturating_add(1) {
+        let (spans, spans_max) = (self.table.spans_of(slot), self.config.limits.trace_spans_max);
+        if spans > spans_max && spans - run.count <= spans_max {
             self.turn.oversized.push(slot);
         }
     }
@@ -466,17 +468,16 @@ impl Shard {
     }
 
     /// Spans of dropped traces follow the decision, unless an error reopened the trace in the same turn.
-    fn settle_late(&mut self, turn: &mut Turn, now: Monotonic) {
-        for (key, place, span) in std::mem::take(&mut self.turn.late) {
-            let (partition, offset) = place;
-            if let Some(slot) = self.find(key) {
-                self.append(slot, place, &span, now);
+    fn settle_late(&mut self, now: Monotonic) {
+        for Late { key, hash, run, folded } in std::mem::take(&mut self.turn.late) {
+            if let Some(slot) = self.table.find(key, hash) {
+                self.append(slot, run, &folded, now);
                 continue;
             }
-            self.turn.counts.entry(key.0).or_default().sampled_out += 1;
-            self.bodies[usize::from(partition.0)].settle(offset);
-            let tenant = self.tenants[key.0 as usize].clone();
-            turn.dropped.push(DroppedTrace { tenant, trace_id: key.1, shed: false, late: true });
+            let of_tenant = self.turn.tally.of(key.0);
+            of_tenant.counts.sampled_out += u64::from(run.count);
+            of_tenant.dropped.push(DroppedTrace { trace_id: key.1, shed: false, late: true });
+            self.bodies[usize::from(run.partition.0)].settle(run);
         }
     }
 
@@ -494,19 +495,18 @@ impl Shard {
             (Verdict::Keep { reason, threshold }, _) => self.keep(slot, &trace, reason, threshold, turn),
             // Errors are not kept by this policy, but the trace was, before.
             (_, Some(memory)) => self.keep(slot, &trace, memory.reason, memory.threshold, turn),
-            _ => self.let_go(&trace, otherwise == Verdict::Shed, turn),
+            _ => self.let_go(&trace, otherwise == Verdict::Shed),
         }
         let Self { table, bodies, .. } = self;
-        table.remove(slot, &mut |partition, offset| bodies[usize::from(partition.0)].settle(offset));
+        table.remove(slot, &mut |run| bodies[usize::from(run.partition.0)].settle(run));
     }
 
     fn keep(&mut self, slot: u32, trace: &LiveTrace, reason: Reason, threshold: Threshold, turn: &mut Turn) {
         let trace_start = trace.inherited.map_or(trace.start, |memory| memory.trace_start);
-        self.remembered.keep(
-            trace.key,
-            self.table.hash(trace.key),
-            KeptMemory { reason, threshold, trace_start },
-        );
+        self.remembered.keep(trace.key, trace.hash, KeptMemory { reason, threshold, trace_start });
+        self.turn.kept.push(trace.key);
+        let mut spans = Vec::with_capacity(trace.span_count as usize);
+        spans.extend(self.kept_spans(slot));
         turn.kept.push(Arc::new(KeptTrace {
             tenant: self.tenants[trace.key.0 as usize].clone(),
             trace_id: trace.key.1,
@@ -517,30 +517,38 @@ impl Shard {
             threshold,
             complete: trace.root.is_some(),
             late: trace.inherited.is_some(),
-            spans: self.kept_spans(slot).collect(),
+            spans,
         }));
     }
 
-    fn let_go(&mut self, trace: &LiveTrace, shed: bool, turn: &mut Turn) {
-        self.remembered.drop(self.table.hash(trace.key));
-        let counts = self.turn.counts.entry(trace.key.0).or_default();
+    fn let_go(&mut self, trace: &LiveTrace, shed: bool) {
+        self.remembered.drop(trace.hash);
+        let (tenant, trace_id) = trace.key;
+        let of_tenant = self.turn.tally.of(tenant);
+        let counts = &mut of_tenant.counts;
         let term = if shed { &mut counts.shed } else { &mut counts.sampled_out };
         *term += u64::from(trace.span_count);
-        let tenant = self.tenants[trace.key.0 as usize].clone();
-        turn.dropped.push(DroppedTrace { tenant, trace_id: trace.key.1, shed, late: false });
+        of_tenant.dropped.push(DroppedTrace { trace_id, shed, late: false });
     }
 
     fn kept_spans(&self, slot: u32) -> impl Iterator<Item = KeptSpan> + '_ {
-        self.table.locations(slot).map(|location| KeptSpan {
-            location,
-            body: self.bodies[usize::from(location.partition.0)].get(location.offset),
+        self.table.runs(slot).flat_map(|run| {
+            let partition = run.partition;
+            let body = self.bodies[usize::from(partition.0)].get(run);
+            body.into_iter().flat_map(move |body| {
+                let kept = move |&range| KeptSpan {
+                    location: SpanLocation { partition, offset: body.offset, range },
+                    body: body.bytes.clone(),
+                };
+                body.ranges(run).iter().map(kept)
+            })
         })
     }
 
     /// Near the budget, decides the traces with the largest bytes x age until a fifth of it is free again.
     fn relieve_pressure(&mut self, turn: &mut Turn, now: Monotonic) {
         let budget = self.config.limits.live_bytes_max;
-        if self.table.bytes() < budget / 10 * 9 {
+        if self.live_bytes() < budget / 10 * 9 {
             return;
         }
         let mut by_impact: Vec<(u128, u32)> = Vec::with_capacity(self.table.trace_count());
@@ -552,10 +560,15 @@ impl Shard {
         }));
         by_impact.sort_unstable_by(|a, b| b.cmp(a));
         for (_, slot) in by_impact {
-            if self.table.bytes() <= budget / 5 * 4 {
+            if self.live_bytes() <= budget / 5 * 4 {
                 break;
             }
             self.settle(slot, Verdict::Shed, turn);
         }
     }
+}
+
+/// Spans of one record: its length is below 4 GiB, so their number is too.
+fn short(spans: usize) -> u32 {
+    u32::try_from(spans).unwrap_or(u32::MAX)
 }

@@ -1,36 +1,36 @@
-//! The table of live traces: found by (tenant, trace id), each with a chain of its spans.
+//! The table of live traces: found by (tenant, trace id), each with a chain of the runs its spans came in.
 //!
-//! What every span touches of its trace fits one cache line, found through one more (a cell of the index). Both are asked
-//! for a block of traces ahead: a batch of spans meets a million traces, none of which is in the cache.
+//! What every run touches of its trace fits one cache line, found through one more (a cell of the index); what is read once or
+//! twice in its life lies in the line beside it. They are asked for a block of traces ahead: a batch of spans meets a million
+//! traces, none of which is in the cache.
 
-use std::hash::BuildHasher;
+use std::hash::{BuildHasher, Hasher};
 
-use hashbrown::DefaultHashBuilder;
+use hashbrown::{DefaultHashBuilder, HashMap};
 use ingest_sampler::{Root, TraceFacts};
-use store_model::{
-    BodyRange, Monotonic, Offset, PartitionId, Randomness, SpanFlags, SpanLocation, SpanSummary, TraceId,
-    UnixNanos,
-};
+use store_model::{Monotonic, PartitionId, Randomness, SpanFlags, SpanSummary, Symbol, TraceId, UnixNanos};
 
+use crate::bodies::Run;
 use crate::cells::Cells;
 use crate::prefetch::prefetch;
 use crate::remembered::{KeptMemory, ShardKey};
 use crate::slab::Slab;
 use crate::wheel::Tick;
 
-/// "No next span" in a chain.
+/// "No next run" in a chain.
 const END: u32 = u32::MAX;
 
-/// An undecided span: where it lies, nothing more; what a decision needs is folded into its trace on arrival.
+/// What stands for a root that has not arrived.
+const NO_ROOT: Root = Root { service: Symbol(0), operation: Symbol(0), duration_ns: 0 };
+
+/// A run and the number of the next one of its trace.
 #[derive(Clone, Copy, Debug)]
-struct LiveSpan {
-    offset: Offset,
-    range: BodyRange,
+struct Link {
+    run: Run,
     next: u32,
-    partition: PartitionId,
 }
 
-/// What every span of a trace touches.
+/// What every run of a trace touches.
 #[derive(Clone, Debug)]
 #[repr(align(64))]
 struct Hot {
@@ -39,31 +39,71 @@ struct Hot {
     end: UnixNanos,
     last_seen: Monotonic,
     tenant: u32,
-    head: u32,
+    /// The last run; [`END`] when that is the first.
     tail: u32,
     span_count: u32,
     /// The tick of its valid wheel entry.
-    scheduled: u32,
+    scheduled: Tick,
     has_error: bool,
     has_root: bool,
+    /// Its spans follow an earlier decision to keep.
+    is_inherited: bool,
 }
-
-const _: () = assert!(size_of::<Hot>() == 64);
 
 /// What is written once or twice in a trace's life.
 #[derive(Clone, Debug)]
+#[repr(align(64))]
 struct Cold {
+    hash: u64,
     randomness: Randomness,
     first_seen: Monotonic,
+    /// Means nothing before `has_root`.
+    root: Root,
+    /// Most traces come in one run, which needs no link elsewhere.
+    first: Link,
+}
+
+#[derive(Clone, Debug)]
+#[repr(C)]
+struct Slot {
+    hot: Hot,
+    cold: Cold,
+}
+
+const _: () = assert!(size_of::<Slot>() == 128);
+
+/// The facts of spans in a row, folded into one.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Folded {
+    start: UnixNanos,
+    end: UnixNanos,
+    has_error: bool,
+    /// The first root among them.
     root: Option<Root>,
-    /// Its spans follow an earlier decision to keep.
-    inherited: Option<KeptMemory>,
+}
+
+impl Folded {
+    #[inline(always)]
+    pub(crate) fn of(spans: &[SpanSummary]) -> Self {
+        let mut folded = Self { start: UnixNanos(u64::MAX), end: UnixNanos(0), has_error: false, root: None };
+        for span in spans {
+            folded.start = folded.start.min(span.start);
+            folded.end = folded.end.max(UnixNanos(span.start.0.saturating_add(span.duration_ns)));
+            folded.has_error |= span.flags.has(SpanFlags::ERROR);
+            if folded.root.is_none() && span.flags.has(SpanFlags::ROOT) {
+                let &SpanSummary { service, operation, duration_ns, .. } = span;
+                folded.root = Some(Root { service, operation, duration_ns });
+            }
+        }
+        folded
+    }
 }
 
 /// A trace that still receives spans, at one moment.
 #[derive(Clone, Debug)]
 pub(crate) struct LiveTrace {
     pub(crate) key: ShardKey,
+    pub(crate) hash: u64,
     pub(crate) randomness: Randomness,
     pub(crate) root: Option<Root>,
     pub(crate) has_error: bool,
@@ -82,18 +122,23 @@ impl LiveTrace {
     }
 }
 
-/// Bytes a live trace costs beside its spans: its two slots, its cell at the usual load, its wheel entry.
-const TRACE_BYTES: usize =
-    size_of::<Hot>() + size_of::<Cold>() + 2 * size_of::<u64>() + size_of::<crate::wheel::Entry>();
+/// Bytes a live trace costs beside its spans: its slot, its cell at the usual load, its wheel entry.
+const TRACE_BYTES: usize = size_of::<Slot>() + 2 * size_of::<u64>() + size_of::<crate::wheel::Entry>();
+
+/// What an inherited trace costs more, at the usual load of a map.
+const INHERITED_BYTES: usize = 2 * size_of::<(u32, KeptMemory)>();
 
 #[derive(Debug)]
 pub(crate) struct Table {
     /// The low half of a key's hash, and above it the number of its slot plus one.
     index: Cells,
     hasher: DefaultHashBuilder,
-    hot: Slab<Hot>,
-    cold: Vec<Cold>,
-    spans: Slab<LiveSpan>,
+    slots: Slab<Slot>,
+    /// Runs beyond the first of their trace.
+    links: Slab<Link>,
+    /// By slot, the decision that its spans follow. Few traces have one.
+    inherited: HashMap<u32, KeptMemory>,
+    span_count: usize,
 }
 
 impl Table {
@@ -101,67 +146,79 @@ impl Table {
         Self {
             index: Cells::new(),
             hasher: DefaultHashBuilder::default(),
-            hot: Slab::new(),
-            cold: Vec::new(),
-            spans: Slab::new(),
+            slots: Slab::new(),
+            links: Slab::new(),
+            inherited: HashMap::new(),
+            span_count: 0,
         }
     }
 
     pub(crate) fn trace_count(&self) -> usize {
-        self.hot.len()
+        self.slots.len()
     }
 
     pub(crate) fn span_count(&self) -> usize {
-        self.spans.len()
+        self.span_count
     }
 
-    /// Resident bytes of what is live, bodies apart.
+    /// Resident bytes of live traces; what is held of each span is held by its record.
     pub(crate) fn bytes(&self) -> usize {
-        self.hot.len() * TRACE_BYTES + self.spans.len() * size_of::<LiveSpan>()
+        self.slots.len() * TRACE_BYTES
+            + self.links.len() * size_of::<Link>()
+            + self.inherited.len() * INHERITED_BYTES
     }
 
     /// Hashed once, used by every look-up of a key.
+    #[inline(always)]
     pub(crate) fn hash(&self, key: ShardKey) -> u64 {
-        self.hasher.hash_one(key)
+        let (tenant, TraceId(id)) = key;
+        let mut hasher = self.hasher.build_hasher();
+        hasher.write_u128(u128::from_ne_bytes(id));
+        hasher.write_u32(tenant);
+        hasher.finish()
     }
 
     /// Asks for the index's line of a key.
+    #[inline(always)]
     pub(crate) fn prefetch_cell(&self, hash: u64) {
         self.index.prefetch(hash);
     }
 
-    /// Asks for the slot of a key whose line of the index is there by now.
-    pub(crate) fn prefetch_slot(&self, hash: u64) {
-        if let Some(cell) = self.index.find(hash, |cell| low_half(cell) == low_half(hash)) {
-            prefetch(&self.hot[slot_of(cell)]);
+    /// Asks for the slot of a key whose line of the index is there by now; false when it has none.
+    #[inline(always)]
+    pub(crate) fn prefetch_slot(&self, hash: u64) -> bool {
+        let cell = self.index.find(hash, |cell| low_half(cell) == low_half(hash));
+        if let Some(cell) = cell {
+            self.prefetch_trace(slot_of(cell));
         }
+        cell.is_some()
     }
 
-    /// Asks for what a decision reads of a slot.
+    /// Asks for a slot.
+    #[inline(always)]
     pub(crate) fn prefetch_trace(&self, slot: u32) {
-        prefetch(&self.hot[slot]);
-        if let Some(cold) = self.cold.get(slot as usize) {
-            prefetch(cold);
-        }
+        prefetch(&self.slots[slot]);
     }
 
     pub(crate) fn find(&self, key: ShardKey, hash: u64) -> Option<u32> {
         let is_it = |cell| {
-            let hot = &self.hot[slot_of(cell)];
+            let hot = &self.slots[slot_of(cell)].hot;
             (hot.tenant, hot.trace_id) == key
         };
         self.index.find(hash, |cell| low_half(cell) == low_half(hash) && is_it(cell)).map(slot_of)
     }
 
     pub(crate) fn get(&self, slot: u32) -> LiveTrace {
-        let &Hot { trace_id, tenant, start, end, last_seen, span_count, has_error, .. } = &self.hot[slot];
-        let &Cold { randomness, first_seen, root, inherited } = &self.cold[slot as usize];
+        let Slot { hot, cold } = &self.slots[slot];
+        let &Hot { trace_id, tenant, start, end, last_seen, span_count, has_error, .. } = hot;
+        let &Cold { hash, randomness, first_seen, root, .. } = cold;
         LiveTrace {
             key: (tenant, trace_id),
+            hash,
             randomness,
-            root,
+            root: hot.has_root.then_some(root),
             has_error,
-            inherited,
+            inherited: if hot.is_inherited { self.inherited.get(&slot).copied() } else { None },
             first_seen,
             last_seen,
             start,
@@ -171,20 +228,21 @@ impl Table {
     }
 
     pub(crate) fn spans_of(&self, slot: u32) -> u32 {
-        self.hot[slot].span_count
+        self.slots[slot].hot.span_count
     }
 
     pub(crate) fn set_scheduled(&mut self, slot: u32, tick: Tick) {
-        self.hot[slot].scheduled = short(tick);
+        self.slots[slot].hot.scheduled = tick;
     }
 
     /// Whether the slot holds a live trace whose valid wheel entry is for `tick`.
     pub(crate) fn is_scheduled(&self, slot: u32, tick: Tick) -> bool {
         // A slot that was given back has no spans.
-        let hot = &self.hot[slot];
-        hot.scheduled == short(tick) && hot.span_count > 0
+        let hot = &self.slots[slot].hot;
+        hot.scheduled == tick && hot.span_count > 0
     }
 
+    /// A new live trace, without spans yet.
     pub(crate) fn insert(
         &mut self,
         key: ShardKey,
@@ -194,97 +252,96 @@ impl Table {
         now: Monotonic,
     ) -> u32 {
         let (tenant, trace_id) = key;
-        let slot = self.hot.insert(Hot {
+        let hot = Hot {
             trace_id,
             start: UnixNanos(u64::MAX),
             end: UnixNanos(0),
             last_seen: now,
             tenant,
-            head: END,
             tail: END,
             span_count: 0,
-            scheduled: 0,
+            scheduled: Tick(0),
             has_error: false,
             has_root: false,
-        });
-        let cold = Cold { randomness, first_seen: now, root: None, inherited };
-        match self.cold.get_mut(slot as usize) {
-            Some(old) => *old = cold,
-            // Slots are numbered without gaps, so a new one is the next.
-            None => self.cold.push(cold),
+            is_inherited: inherited.is_some(),
+        };
+        let nothing = Run { record: 0, first: 0, count: 0, partition: PartitionId(0) };
+        let first = Link { run: nothing, next: END };
+        let cold = Cold { hash, randomness, first_seen: now, root: NO_ROOT, first };
+        let slot = self.slots.insert(Slot { hot, cold });
+        if let Some(memory) = inherited {
+            self.inherited.insert(slot, memory);
         }
         self.index.insert(cell(hash, slot));
         slot
     }
 
-    /// Appends a span to the chain of `slot` and folds its facts into the trace. The root comes back when this span
-    /// is the first of them.
-    pub(crate) fn append(
-        &mut self,
-        slot: u32,
-        partition: PartitionId,
-        offset: Offset,
-        span: &SpanSummary,
-        now: Monotonic,
-    ) -> Option<Root> {
-        let number = self.spans.insert(LiveSpan { offset, range: span.range, next: END, partition });
-        let trace = &mut self.hot[slot];
-        match trace.tail {
-            END => trace.head = number,
-            tail => self.spans[tail].next = number,
+    /// Appends a run to the chain of `slot` and folds its facts into the trace. The root comes back when it is the first.
+    pub(crate) fn append(&mut self, slot: u32, run: Run, folded: &Folded, now: Monotonic) -> Option<Root> {
+        let Slot { hot, cold } = &mut self.slots[slot];
+        if hot.span_count == 0 {
+            cold.first.run = run;
+        } else {
+            let number = self.links.insert(Link { run, next: END });
+            match hot.tail {
+                END => cold.first.next = number,
+                tail => self.links[tail].next = number,
+            }
+            hot.tail = number;
         }
-        trace.tail = number;
-        trace.last_seen = now;
-        trace.span_count = trace.span_count.saturating_add(1);
-        trace.start = trace.start.min(span.start);
-        trace.end = trace.end.max(UnixNanos(span.start.0.saturating_add(span.duration_ns)));
-        trace.has_error |= span.flags.has(SpanFlags::ERROR);
-        if !span.flags.has(SpanFlags::ROOT) || trace.has_root {
-            return None;
-        }
-        trace.has_root = true;
-        let SpanSummary { service, operation, duration_ns, .. } = *span;
-        let root = Root { service, operation, duration_ns };
-        self.cold[slot as usize].root = Some(root);
+        self.span_count += run.count as usize;
+        hot.last_seen = now;
+        hot.span_count = hot.span_count.saturating_add(run.count);
+        hot.start = hot.start.min(folded.start);
+        hot.end = hot.end.max(folded.end);
+        hot.has_error |= folded.has_error;
+        let root = folded.root.filter(|_| !hot.has_root)?;
+        hot.has_root = true;
+        cold.root = root;
         Some(root)
     }
 
-    /// Where the spans of `slot` lie, in order of arrival.
-    pub(crate) fn locations(&self, slot: u32) -> impl Iterator<Item = SpanLocation> + '_ {
-        let mut number = self.hot[slot].head;
+    /// The runs of `slot`, in order of arrival.
+    pub(crate) fn runs(&self, slot: u32) -> impl Iterator<Item = Run> + '_ {
+        let Slot { hot, cold } = &self.slots[slot];
+        let mut next = (hot.span_count > 0).then_some(cold.first);
         std::iter::from_fn(move || {
-            if number == END {
-                return None;
-            }
-            let LiveSpan { offset, range, next, partition } = self.spans[number];
-            number = next;
-            Some(SpanLocation { partition, offset, range })
+            let Link { run, next: number } = next?;
+            next = (number != END).then(|| self.links[number]);
+            Some(run)
         })
     }
 
-    /// Asks for what removing a trace touches, whose slot is there by now.
-    pub(crate) fn prefetch_removal(&self, slot: u32) {
-        let hot = &self.hot[slot];
-        self.index.prefetch(self.hash((hot.tenant, hot.trace_id)));
-        if hot.span_count > 0 {
-            prefetch(&self.spans[hot.head]);
+    /// Asks for what removing a trace touches, whose slot is there by now. Its hash comes back.
+    pub(crate) fn prefetch_removal(&self, slot: u32) -> u64 {
+        let Cold { hash, first, .. } = &self.slots[slot].cold;
+        self.index.prefetch(*hash);
+        if first.next != END {
+            prefetch(&self.links[first.next]);
         }
+        *hash
     }
 
-    /// Forgets the trace and frees its spans, telling `each` which record each of them lies in.
-    pub(crate) fn remove(&mut self, slot: u32, each: &mut impl FnMut(PartitionId, Offset)) {
-        let trace = &mut self.hot[slot];
-        let key = (trace.tenant, trace.trace_id);
-        let mut number = trace.head;
-        trace.span_count = 0;
-        while number != END {
-            let LiveSpan { offset, next, partition, .. } = self.spans[number];
-            self.spans.remove(number);
-            each(partition, offset);
-            number = next;
+    /// Forgets the trace, handing out its runs.
+    pub(crate) fn remove(&mut self, slot: u32, each: &mut impl FnMut(Run)) {
+        let Slot { hot, cold } = &mut self.slots[slot];
+        self.span_count -= hot.span_count as usize;
+        hot.span_count = 0;
+        if hot.is_inherited {
+            self.inherited.remove(&slot);
         }
-        self.index.remove(cell(self.hash(key), slot));
-        self.hot.remove(slot);
+        self.index.remove(cell(cold.hash, slot));
+        let mut link = cold.first;
+        // A new trace in this slot starts without.
+        cold.first.next = END;
+        each(link.run);
+        while link.next != END {
+            let number = link.next;
+            link = self.links[number];
+            self.links.remove(number);
+            each(link.run);
+        }
+        self.slots.remove(slot);
     }
 
     /// The slots of all live traces.
@@ -303,9 +360,4 @@ fn slot_of(cell: u64) -> u32 {
 
 fn low_half(hash: u64) -> u32 {
     u32::try_from(hash & u64::from(u32::MAX)).unwrap_or(0)
-}
-
-/// Ticks of 100 ms since the machine started: 32 bits last for 13 years.
-fn short(tick: Tick) -> u32 {
-    u32::try_from(tick.0 & u64::from(u32::MAX)).unwrap_or(0)
 }

@@ -3,29 +3,32 @@
 //! Deadlines move with every span, entries do not: an entry that fires early is simply put back. The entry of a trace that
 //! was settled before its time is recognised as stale by its tick.
 
-use std::time::Duration;
-
 use store_model::Monotonic;
 
 /// How fine time is cut. Visibility does not depend on it, only how promptly a finished trace is decided.
-const TICK: Duration = Duration::from_millis(100);
+const TICK_NS: u64 = 100_000_000;
 
 /// Slots in the wheel: 409.6 s, beyond the default trace timeout, so that entries rarely go round.
-const SLOTS: u64 = 4_096;
+const SLOTS: u32 = 4_096;
 
-/// The number of a tick since the clock's zero.
+/// The number of a tick since the clock's zero, the machine's start: 32 bits last for 13 years.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
-pub(crate) struct Tick(pub(crate) u64);
+pub(crate) struct Tick(pub(crate) u32);
 
 impl Tick {
     /// The first tick that begins at or after `moment`.
     pub(crate) fn at_or_after(moment: Monotonic) -> Self {
-        Self(moment.0.div_ceil(nanos(TICK)))
+        Self::numbered(moment.0.div_ceil(TICK_NS))
     }
-}
 
-fn nanos(span: Duration) -> u64 {
-    u64::try_from(span.as_nanos()).unwrap_or(u64::MAX)
+    /// The last tick that began at or before `moment`.
+    fn at_or_before(moment: Monotonic) -> Self {
+        Self::numbered(moment.0 / TICK_NS)
+    }
+
+    fn numbered(number: u64) -> Self {
+        Self(u32::try_from(number).unwrap_or(u32::MAX))
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,26 +58,25 @@ impl Wheel {
 
     /// Takes out every entry that is due at `now` into `due`.
     pub(crate) fn advance(&mut self, now: Monotonic, due: &mut Vec<Entry>) {
-        let current = Tick(now.0 / nanos(TICK));
+        let current = Tick::at_or_before(now);
         let first = self.next.unwrap_or(Tick(0)).0;
         // After a long pause one round visits every slot; more would only visit them again.
         let last = current.0.min(first.saturating_add(SLOTS));
         for tick in first..=last {
-            if tick > current.0 {
-                break;
-            }
             // The slot gives its memory back: what one busy tick needs, all slots together must not hold on to.
-            let entries = std::mem::take(self.slot_mut(Tick(tick)));
-            let (fired, later) = entries.into_iter().partition::<Vec<_>, _>(|entry| entry.tick <= current);
-            due.extend(fired);
-            *self.slot_mut(Tick(tick)) = later;
+            let mut entries = std::mem::take(self.slot_mut(Tick(tick)));
+            due.extend(entries.iter().filter(|entry| entry.tick <= current));
+            entries.retain(|entry| entry.tick > current);
+            if !entries.is_empty() {
+                entries.shrink_to_fit();
+                *self.slot_mut(Tick(tick)) = entries;
+            }
         }
-        self.next = Some(Tick(current.0.max(first.saturating_sub(1)) + 1));
+        self.next = Some(Tick(current.0.max(first.saturating_sub(1)).saturating_add(1)));
     }
 
     fn slot_mut(&mut self, tick: Tick) -> &mut Vec<Entry> {
-        let index = usize::try_from(tick.0 % SLOTS).unwrap_or(0);
-        &mut self.slots[index]
+        &mut self.slots[(tick.0 % SLOTS) as usize]
     }
 }
 

@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use ingest_aggregator::{Batch, KeptMemory, Limits, Observed, Resume, Shard, ShardConfig, Timing, Turn};
+use ingest_aggregator::{
+    Batch, KeptMemory, Limits, Observed, Resume, Settled, Shard, ShardConfig, Timing, Turn,
+};
 use ingest_otlp::Body;
 use ingest_sampler::Policy;
 use proptest::prelude::*;
@@ -67,7 +69,7 @@ fn a_trace_is_decided_two_quiet_seconds_after_its_root() {
     shard.take(batch(1, vec![span(0xF0, 2, SpanFlags::ROOT)]), Monotonic(SECOND));
     assert!(turn_at(&mut shard, 1).kept.is_empty());
     let turn = turn_at(&mut shard, 2);
-    assert_eq!((turn.kept.len(), turn.dropped.len()), (0, 1));
+    assert_eq!((turn.kept.len(), turn.dropped().count()), (0, 1));
     assert_eq!(turn.watermark, [Offset(0)]);
     let turn = turn_at(&mut shard, 3);
     assert_eq!(kept_spans(&turn), [2]);
@@ -97,8 +99,8 @@ fn late_spans_follow_the_decision() {
     turn_at(&mut shard, 3);
     shard.take(batch(1, vec![span(0xF0, 2, PLAIN), span(0x01, 2, PLAIN)]), Monotonic(4 * SECOND));
     let turn = turn_at(&mut shard, 4);
-    assert_eq!(turn.counts[0].1.sampled_out, 1);
-    assert!(turn.dropped[0].late);
+    assert_eq!(turn.settled[0].counts.sampled_out, 1);
+    assert!(turn.settled[0].dropped[0].late);
     let turn = turn_at(&mut shard, 6);
     assert_eq!(kept_spans(&turn), [1]);
     assert!(turn.kept[0].late);
@@ -113,7 +115,7 @@ fn a_late_error_reopens_a_dropped_trace_and_upgrades_a_kept_one() {
     // The plain late span comes first in the same turn: it must be kept with the error that follows.
     let late = vec![span(0x01, 2, PLAIN), span(0x01, 3, SpanFlags::ERROR), span(0xF0, 2, SpanFlags::ERROR)];
     shard.take(batch(1, late), Monotonic(4 * SECOND));
-    assert!(turn_at(&mut shard, 4).dropped.is_empty());
+    assert!(turn_at(&mut shard, 4).dropped().next().is_none());
     let mut kept = turn_at(&mut shard, 40).kept;
     kept.sort_by_key(|trace| trace.trace_id);
     assert_eq!(
@@ -132,7 +134,7 @@ fn tenants_with_the_same_trace_id_never_meet() {
     shard.take(theirs, Monotonic(0));
     assert_eq!(shard.trace(&other, TraceId([1; 16])).unwrap().spans.len(), 1);
     let turn = turn_at(&mut shard, 3);
-    assert_eq!(turn.dropped[0].tenant, Tenant::default());
+    assert_eq!(turn.dropped().next().unwrap().0, &Tenant::default());
     assert_eq!(turn_at(&mut shard, 40).kept[0].tenant, other);
 }
 
@@ -148,8 +150,8 @@ fn memory_pressure_decides_the_heaviest_first_and_counts_the_rest_as_shed() {
         }
         shard.take(batch(offset, spans), Monotonic(offset));
         if let Some(turn) = shard.end_turn(Monotonic(offset), UnixNanos(0)) {
-            assert!(turn.dropped.iter().all(|trace| trace.shed));
-            shed += turn.counts.iter().map(|(_, counts)| counts.shed).sum::<u64>();
+            assert!(turn.dropped().all(|(_, trace)| trace.shed));
+            shed += turn.settled.iter().map(|settled| settled.counts.shed).sum::<u64>();
         }
         assert!(shard.gauges().live_bytes < 100_000);
     }
@@ -193,7 +195,7 @@ fn observed(turn: &Turn) -> Observed {
         frontier: turn.frontier.clone(),
         watermark: turn.watermark.clone(),
         kept: turn.kept.iter().map(|t| (t.tenant.clone(), t.trace_id, memory(t))).collect(),
-        dropped: turn.dropped.iter().map(|t| (t.tenant.clone(), t.trace_id)).collect(),
+        dropped: turn.dropped().map(|(tenant, trace)| (tenant.clone(), trace.trace_id)).collect(),
     }
 }
 
@@ -211,7 +213,7 @@ impl Ledger {
             *self.kept.entry((span.location.offset.0, span.location.range.position)).or_default() += 1;
             self.settled += 1;
         }
-        for (_, counts) in &turn.counts {
+        for Settled { counts, .. } in &turn.settled {
             self.arrived += counts.arrived;
             self.settled += counts.sampled_out + counts.shed;
         }
