@@ -10,7 +10,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use ingest_aggregator::{Gathered, KeptTrace, Turn, gather};
+use ingest_aggregator::{Gathered, KeptTrace, Settled, Turn, gather};
 use store_archive::settlement::{DroppedDecision, KeptDecision, Settlement};
 use store_archive::{Archive, ShardWriter};
 use store_log::{RealDisk, Retention, Sync, Writer};
@@ -127,9 +127,6 @@ impl ArchiverThread {
     fn settle_turn(&mut self, turn: Turn, gathered: &mut impl Iterator<Item = Gathered>) -> Settlement {
         let mut kept = Vec::with_capacity(turn.kept.len());
         let mut totals = self.totals.shard(self.options.shard);
-        for (tenant, counts) in turn.counts {
-            totals.entry(tenant).or_default().counts.add(counts);
-        }
         for (trace, gathered) in turn.kept.iter().zip(gathered) {
             let Gathered { fragment, locations, expired, duplicates } = gathered;
             let total = totals.entry(trace.tenant.clone()).or_default();
@@ -145,19 +142,18 @@ impl ArchiverThread {
             }
             kept.push(kept_decision(trace, locations));
         }
-        for of_tenant in turn.dropped.chunk_by(|a, b| a.tenant == b.tenant) {
-            let decided = of_tenant.iter().filter(|trace| !trace.late).count();
-            if decided > 0 {
-                totals.entry(of_tenant[0].tenant.clone()).or_default().dropped_traces += decided as u64;
-            }
+        let mut dropped = Vec::new();
+        for Settled { tenant, dropped: traces, counts } in turn.settled {
+            let total = totals.entry(tenant.clone()).or_default();
+            total.counts.add(counts);
+            total.dropped_traces += traces.iter().filter(|trace| !trace.late).count() as u64;
+            dropped.extend(traces.iter().map(|trace| DroppedDecision {
+                tenant: tenant.clone(),
+                trace_id: trace.trace_id,
+                shed: trace.shed,
+            }));
         }
         drop(totals);
-        let dropped = turn.dropped.into_iter().map(|trace| DroppedDecision {
-            tenant: trace.tenant,
-            trace_id: trace.trace_id,
-            shed: trace.shed,
-        });
-        let dropped = dropped.collect();
         (self.frontier, self.watermark) = (turn.frontier, turn.watermark);
         Settlement { kept, dropped, ..self.empty_settlement(turn.at) }
     }

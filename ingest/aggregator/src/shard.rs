@@ -11,8 +11,8 @@ use hashbrown::HashMap;
 use ingest_otlp::Body;
 use ingest_sampler::{Policy, Sketches, SlowPolicy, decide};
 use store_model::{
-    BodyRange, Monotonic, Offset, PartitionId, Reason, SpanFlags, SpanLocation, SpanSummary, Tenant,
-    Threshold, TraceId, UnixNanos, Verdict,
+    BodyRange, Monotonic, Offset, PartitionId, Randomness, Reason, SpanFlags, SpanLocation, SpanSummary,
+    Tenant, Threshold, TraceId, UnixNanos, Verdict,
 };
 
 use crate::batch::{Batch, DroppedTrace, KeptSpan, KeptTrace, Turn};
@@ -127,16 +127,19 @@ pub struct Shard {
     filter: Option<Filter>,
     in_flight: InFlight,
     turn: OpenTurn,
-    /// Of one batch, kept for its memory.
+    /// Of one block, kept for its memory.
     coming: Vec<Coming>,
 }
 
-/// Spans of one trace in a row, before they are looked at.
-#[derive(Clone, Copy, Debug)]
+/// Spans of one trace in a row, before their trace is looked at.
+#[derive(Debug)]
 struct Coming {
+    key: ShardKey,
     hash: u64,
-    first: usize,
-    count: usize,
+    run: Run,
+    folded: Folded,
+    /// The place of its first span in the batch.
+    place: usize,
 }
 
 /// Runs looked at together. Each has up to six cache lines to ask for: what a core's first cache holds.
@@ -228,30 +231,33 @@ impl Shard {
             counts.arrived += summaries.len() as u64 + u64::from(refused);
             counts.refused += u64::from(refused);
         }
-        // Senders batch the spans of a trace in a row, so that a run of them is looked up once.
-        let mut coming = std::mem::take(&mut self.coming);
-        let mut first = 0;
-        coming.extend(summaries.chunk_by(|a, b| a.trace_id == b.trace_id).map(|run| {
-            let hash = self.table.hash((tenant, run[0].trace_id));
-            first += run.len();
-            Coming { hash, first: first - run.len(), count: run.len() }
-        }));
         let mut undecided: Vec<BodyRange> = Vec::with_capacity(summaries.len());
-        for block in coming.chunks(BLOCK_RUNS) {
-            self.prefetch(block);
-            for &Coming { hash, first, count } in block {
-                let spans = &summaries[first..first + count];
+        let mut coming = std::mem::take(&mut self.coming);
+        // Senders batch the spans of a trace in a row, so that a run of them is looked up once.
+        let mut runs = summaries.chunk_by(|a, b| a.trace_id == b.trace_id);
+        let mut place = 0;
+        loop {
+            coming.clear();
+            for spans in runs.by_ref().take(BLOCK_RUNS) {
                 let key = (tenant, spans[0].trace_id);
                 let filter = self.filter.as_ref().filter(|_| seen_before);
-                if filter.is_some_and(|filter| filter.is_settled(key, partition, offset)) {
-                    continue;
+                if !filter.is_some_and(|filter| filter.is_settled(key, partition, offset)) {
+                    let (first, count) = (short(undecided.len()), short(spans.len()));
+                    let run = Run { record, first, count, partition };
+                    undecided.extend(spans.iter().map(|span| span.range));
+                    let (hash, folded) = (self.table.hash(key), Folded::of(spans));
+                    coming.push(Coming { key, hash, run, folded, place });
                 }
-                let run = Run { record, first: short(undecided.len()), count: short(count), partition };
-                undecided.extend(spans.iter().map(|span| span.range));
-                self.take_run(key, hash, run, spans, now);
+                place += spans.len();
+            }
+            if coming.is_empty() && place == summaries.len() {
+                break;
+            }
+            self.prefetch(&coming);
+            for run in &coming {
+                self.take_run(run, &summaries[run.place..], now);
             }
         }
-        coming.clear();
         self.coming = coming;
         self.bodies[usize::from(partition.0)].push(offset, tenant, body, undecided);
         self.bodies[usize::from(partition.0)].evict_to(self.config.limits.body_bytes_max);
@@ -405,28 +411,45 @@ impl Shard {
         }
     }
 
-    /// Adds spans to their live trace, opened if need be. Spans that are late wait for the end of the turn.
-    fn take_run(&mut self, key: ShardKey, hash: u64, run: Run, spans: &[SpanSummary], now: Monotonic) {
+    /// Adds a run to its live trace, opened if need be. Spans that are late wait for the end of the turn. `spans` begins
+    /// with those of the run.
+    fn take_run(&mut self, coming: &Coming, spans: &[SpanSummary], now: Monotonic) {
+        let &Coming { key, hash, run, ref folded, .. } = coming;
         if let Some(slot) = self.table.find(key, hash) {
-            self.append(slot, run, &Folded::of(spans), now);
+            self.append(slot, run, folded, now);
             return;
         }
         let inherited = self.remembered.kept(key, hash);
         let is_error = |span: &SpanSummary| span.flags.has(SpanFlags::ERROR);
-        let mut late = 0;
-        if inherited.is_none() && !is_error(&spans[0]) && self.remembered.was_dropped(hash) {
-            // An error reopens a trace that was let go: what is left of it is kept.
-            late = spans.iter().position(is_error).unwrap_or(spans.len());
-            let run = Run { count: short(late), ..run };
-            self.turn.late.push(Late { key, hash, run, folded: Folded::of(&spans[..late]) });
+        if inherited.is_some() || is_error(&spans[0]) || !self.remembered.was_dropped(hash) {
+            self.open(key, hash, spans[0].randomness, inherited, run, folded, now);
+            return;
         }
-        let spans = &spans[late..];
-        if let Some(opening) = spans.first() {
-            let slot = self.table.insert(key, hash, opening.randomness, inherited, now);
-            self.schedule(slot, now.plus(self.config.timing.quiet_after_root), now);
-            let run = Run { first: run.first + short(late), count: short(spans.len()), ..run };
-            self.append(slot, run, &Folded::of(spans), now);
+        // An error reopens a trace that was let go: what is left of it is kept.
+        let spans = &spans[..run.count as usize];
+        let (late, rest) = spans.split_at(spans.iter().position(is_error).unwrap_or(spans.len()));
+        let folded = Folded::of(late);
+        self.turn.late.push(Late { key, hash, run: Run { count: short(late.len()), ..run }, folded });
+        if let Some(error) = rest.first() {
+            let run = Run { first: run.first + short(late.len()), count: short(rest.len()), ..run };
+            self.open(key, hash, error.randomness, None, run, &Folded::of(rest), now);
         }
+    }
+
+    /// A new live trace that begins with `run`.
+    fn open(
+        &mut self,
+        key: ShardKey,
+        hash: u64,
+        randomness: Randomness,
+        inherited: Option<KeptMemory>,
+        run: Run,
+        folded: &Folded,
+        now: Monotonic,
+    ) {
+        let slot = self.table.insert(key, hash, randomness, inherited, now);
+        self.schedule(slot, now.plus(self.config.timing.quiet_after_root), now);
+        self.append(slot, run, folded, now);
     }
 
     fn append(&mut self, slot: u32, run: Run, folded: &Folded, now: Monotonic) {
@@ -505,8 +528,7 @@ impl Shard {
         let trace_start = trace.inherited.map_or(trace.start, |memory| memory.trace_start);
         self.remembered.keep(trace.key, trace.hash, KeptMemory { reason, threshold, trace_start });
         self.turn.kept.push(trace.key);
-        let mut spans = Vec::with_capacity(trace.span_count as usize);
-        spans.extend(self.kept_spans(slot));
+        let spans = self.kept_spans(slot);
         turn.kept.push(Arc::new(KeptTrace {
             tenant: self.tenants[trace.key.0 as usize].clone(),
             trace_id: trace.key.1,
@@ -531,18 +553,17 @@ impl Shard {
         of_tenant.dropped.push(DroppedTrace { trace_id, shed, late: false });
     }
 
-    fn kept_spans(&self, slot: u32) -> impl Iterator<Item = KeptSpan> + '_ {
-        self.table.runs(slot).flat_map(|run| {
+    fn kept_spans(&self, slot: u32) -> Vec<KeptSpan> {
+        let mut spans = Vec::with_capacity(self.table.spans_of(slot) as usize);
+        for run in self.table.runs(slot) {
             let partition = run.partition;
-            let body = self.bodies[usize::from(partition.0)].get(run);
-            body.into_iter().flat_map(move |body| {
-                let kept = move |&range| KeptSpan {
-                    location: SpanLocation { partition, offset: body.offset, range },
-                    body: body.bytes.clone(),
-                };
-                body.ranges(run).iter().map(kept)
-            })
-        })
+            let Some(body) = self.bodies[usize::from(partition.0)].get(run) else { continue };
+            spans.extend(body.ranges(run).iter().map(|&range| KeptSpan {
+                location: SpanLocation { partition, offset: body.offset, range },
+                body: body.bytes.clone(),
+            }));
+        }
+        spans
     }
 
     /// Near the budget, decides the traces with the largest bytes x age until a fifth of it is free again.

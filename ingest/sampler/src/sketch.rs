@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use hashbrown::HashMap;
+use hashbrown::hash_map::Entry;
 use hdrhistogram::Histogram;
 use store_model::{Monotonic, Symbol};
 
@@ -125,14 +126,15 @@ impl Sketches {
         self.rotate_when_due(now);
         let duration_us = (root.duration_ns / 1_000).clamp(1, DURATION_US_MAX);
         let key = (root.service, root.operation);
-        let full = self.operations.len() >= self.policy.operations_max;
-        if !self.operations.contains_key(&key)
-            && !full
-            && let Some(sketch) = Sketch::new(self.policy.count_min)
-        {
-            self.operations.insert(key, sketch);
-        }
-        let sketch = self.operations.get_mut(&key).unwrap_or(&mut self.overflow);
+        let is_full = self.operations.len() >= self.policy.operations_max;
+        let sketch = match self.operations.entry(key) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(unknown) if !is_full => match Sketch::new(self.policy.count_min) {
+                Some(sketch) => unknown.insert(sketch),
+                None => &mut self.overflow,
+            },
+            Entry::Vacant(_) => &mut self.overflow,
+        };
         sketch.record(duration_us, self.policy.quantile);
     }
 
