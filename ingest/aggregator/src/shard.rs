@@ -18,6 +18,7 @@ use store_model::{
 use crate::batch::{Batch, DroppedTrace, KeptSpan, KeptTrace, Turn};
 use crate::bodies::{Bodies, Run};
 use crate::in_flight::InFlight;
+use crate::prefetch::prefetch;
 use crate::remembered::{KeptMemory, Remembered, ShardKey};
 use crate::resume::{Filter, Resume};
 use crate::table::{Folded, LiveTrace, Table};
@@ -127,23 +128,24 @@ pub struct Shard {
     filter: Option<Filter>,
     in_flight: InFlight,
     turn: OpenTurn,
-    /// Of one block, kept for its memory.
-    coming: Vec<Coming>,
+    /// Of one block, each with the place of its first span in the batch. Kept for its memory.
+    coming: Vec<(Part, usize)>,
 }
 
-/// Spans of one trace in a row, before their trace is looked at.
-#[derive(Debug)]
-struct Coming {
+/// Spans of one trace in a row, with all that its trace learns from them.
+#[derive(Clone, Copy, Debug)]
+struct Part {
     key: ShardKey,
     hash: u64,
     run: Run,
     folded: Folded,
-    /// The place of its first span in the batch.
-    place: usize,
 }
 
 /// Runs looked at together. Each has up to six cache lines to ask for: what a core's first cache holds.
 const BLOCK_RUNS: usize = 64;
+
+/// How far ahead the memory is asked for summaries: another core wrote them.
+const SPANS_AHEAD: usize = 24;
 
 /// How far ahead the memory is asked for a trace that is due.
 const TRACES_AHEAD: usize = 8;
@@ -157,16 +159,8 @@ struct OpenTurn {
     /// The keys of the turn's kept traces.
     kept: Vec<ShardKey>,
     /// Spans of dropped traces: whether they follow the decision is known only when the turn ends.
-    late: Vec<Late>,
+    late: Vec<Part>,
     oversized: Vec<u32>,
-}
-
-#[derive(Debug)]
-struct Late {
-    key: ShardKey,
-    hash: u64,
-    run: Run,
-    folded: Folded,
 }
 
 impl Shard {
@@ -239,6 +233,8 @@ impl Shard {
         loop {
             coming.clear();
             for spans in runs.by_ref().take(BLOCK_RUNS) {
+                let ahead = place + SPANS_AHEAD;
+                summaries.iter().skip(ahead).take(spans.len()).for_each(prefetch);
                 let key = (tenant, spans[0].trace_id);
                 let filter = self.filter.as_ref().filter(|_| seen_before);
                 if !filter.is_some_and(|filter| filter.is_settled(key, partition, offset)) {
@@ -246,7 +242,8 @@ impl Shard {
                     let run = Run { record, first, count, partition };
                     undecided.extend(spans.iter().map(|span| span.range));
                     let (hash, folded) = (self.table.hash(key), Folded::of(spans));
-                    coming.push(Coming { key, hash, run, folded, place });
+                    self.table.prefetch_cell(hash);
+                    coming.push((Part { key, hash, run, folded }, place));
                 }
                 place += spans.len();
             }
@@ -254,8 +251,8 @@ impl Shard {
                 break;
             }
             self.prefetch(&coming);
-            for run in &coming {
-                self.take_run(run, &summaries[run.place..], now);
+            for (part, place) in &coming {
+                self.take_part(part, &summaries[*place..], now);
             }
         }
         self.coming = coming;
@@ -397,13 +394,10 @@ impl Shard {
         self.table.bytes() + self.bodies.iter().map(Bodies::live_bytes).sum::<usize>()
     }
 
-    /// Asks the memory for what [`Self::take_run`] will look at, all runs at once: one after the other they would each
-    /// wait for three or four lines that lie anywhere.
-    fn prefetch(&self, runs: &[Coming]) {
-        for &Coming { hash, .. } in runs {
-            self.table.prefetch_cell(hash);
-        }
-        for &Coming { hash, .. } in runs {
+    /// Asks the memory for what [`Self::take_part`] will look at, all runs at once: one after the other they would each
+    /// wait for three or four lines that lie anywhere. Their lines of the index were asked for when they were found.
+    fn prefetch(&self, parts: &[(Part, usize)]) {
+        for &(Part { hash, .. }, _) in parts {
             // Only a trace that is not live is looked for among the remembered.
             if !self.table.prefetch_slot(hash) {
                 self.remembered.prefetch(hash);
@@ -411,45 +405,36 @@ impl Shard {
         }
     }
 
-    /// Adds a run to its live trace, opened if need be. Spans that are late wait for the end of the turn. `spans` begins
-    /// with those of the run.
-    fn take_run(&mut self, coming: &Coming, spans: &[SpanSummary], now: Monotonic) {
-        let &Coming { key, hash, run, ref folded, .. } = coming;
+    /// Adds spans to their live trace, opened if need be. Those that are late wait for the end of the turn. `spans` begins
+    /// with those of the part.
+    fn take_part(&mut self, part: &Part, spans: &[SpanSummary], now: Monotonic) {
+        let &Part { key, hash, run, .. } = part;
         if let Some(slot) = self.table.find(key, hash) {
-            self.append(slot, run, folded, now);
+            self.append(slot, run, &part.folded, now);
             return;
         }
         let inherited = self.remembered.kept(key, hash);
         let is_error = |span: &SpanSummary| span.flags.has(SpanFlags::ERROR);
         if inherited.is_some() || is_error(&spans[0]) || !self.remembered.was_dropped(hash) {
-            self.open(key, hash, spans[0].randomness, inherited, run, folded, now);
+            self.open(part, spans[0].randomness, inherited, now);
             return;
         }
         // An error reopens a trace that was let go: what is left of it is kept.
         let spans = &spans[..run.count as usize];
         let (late, rest) = spans.split_at(spans.iter().position(is_error).unwrap_or(spans.len()));
-        let folded = Folded::of(late);
-        self.turn.late.push(Late { key, hash, run: Run { count: short(late.len()), ..run }, folded });
+        let late_run = Run { count: short(late.len()), ..run };
+        self.turn.late.push(Part { run: late_run, folded: Folded::of(late), ..*part });
         if let Some(error) = rest.first() {
-            let run = Run { first: run.first + short(late.len()), count: short(rest.len()), ..run };
-            self.open(key, hash, error.randomness, None, run, &Folded::of(rest), now);
+            let run = Run { first: run.first + late_run.count, count: short(rest.len()), ..run };
+            self.open(&Part { run, folded: Folded::of(rest), ..*part }, error.randomness, None, now);
         }
     }
 
-    /// A new live trace that begins with `run`.
-    fn open(
-        &mut self,
-        key: ShardKey,
-        hash: u64,
-        randomness: Randomness,
-        inherited: Option<KeptMemory>,
-        run: Run,
-        folded: &Folded,
-        now: Monotonic,
-    ) {
-        let slot = self.table.insert(key, hash, randomness, inherited, now);
+    /// A new live trace that begins with `part`.
+    fn open(&mut self, part: &Part, randomness: Randomness, inherited: Option<KeptMemory>, now: Monotonic) {
+        let slot = self.table.insert(part.key, part.hash, randomness, inherited, now);
         self.schedule(slot, now.plus(self.config.timing.quiet_after_root), now);
-        self.append(slot, run, folded, now);
+        self.append(slot, part.run, &part.folded, now);
     }
 
     fn append(&mut self, slot: u32, run: Run, folded: &Folded, now: Monotonic) {
@@ -492,7 +477,7 @@ impl Shard {
 
     /// Spans of dropped traces follow the decision, unless an error reopened the trace in the same turn.
     fn settle_late(&mut self, now: Monotonic) {
-        for Late { key, hash, run, folded } in std::mem::take(&mut self.turn.late) {
+        for Part { key, hash, run, folded } in std::mem::take(&mut self.turn.late) {
             if let Some(slot) = self.table.find(key, hash) {
                 self.append(slot, run, &folded, now);
                 continue;

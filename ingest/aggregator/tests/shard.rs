@@ -184,6 +184,59 @@ fn spans_are_found_until_the_archive_has_them() {
     assert!(shard.trace(&tenant, id).is_none() && shard.bodies(&tenant).is_empty());
 }
 
+#[test]
+fn kept_spans_are_named_by_record_and_range_in_order_of_arrival() {
+    let mut shard = Shard::new(config());
+    // A hundred traces come two spans in a row, in two records; nearly all of them are let go before the others.
+    let kept_early = |trace: u8| trace.is_multiple_of(16);
+    for offset in 0..2 {
+        let spans = (0..100).flat_map(|trace| [(trace, 2 * trace), (trace, 2 * trace + 1)]);
+        let spans = spans.map(|(trace, number)| {
+            let flags = if kept_early(trace) {
+                SpanFlags::ERROR
+            } else {
+                SpanFlags(SpanFlags::ERROR.0 | SpanFlags::ROOT.0)
+            };
+            span(trace, number, flags)
+        });
+        shard.take(batch(offset, spans.collect()), Monotonic(0));
+    }
+    let places = |trace: u8, kept: &[ingest_aggregator::KeptSpan]| {
+        let place = |offset, number: u8| (Offset(offset), u32::from(number) * 10);
+        let expected =
+            [place(0, 2 * trace), place(0, 2 * trace + 1), place(1, 2 * trace), place(1, 2 * trace + 1)];
+        let got: Vec<_> =
+            kept.iter().map(|span| (span.location.offset, span.location.range.position)).collect();
+        assert_eq!(got, expected, "trace {trace}");
+    };
+    let before = shard.gauges().live_bytes;
+    let rooted = turn_at(&mut shard, 3).kept;
+    assert_eq!(rooted.len(), 93);
+    rooted.iter().for_each(|trace| places(trace.trace_id.0[0], &trace.spans));
+    assert!(shard.gauges().live_bytes < before / 8, "what is settled is not held");
+    let live = shard.trace(&Tenant::default(), TraceId([16; 16])).unwrap();
+    places(16, &live.spans);
+    let rootless = turn_at(&mut shard, 31).kept;
+    assert_eq!(rootless.len(), 7);
+    rootless.iter().for_each(|trace| places(trace.trace_id.0[0], &trace.spans));
+    assert_eq!(shard.gauges().live_bytes, 0);
+}
+
+#[test]
+fn an_error_in_the_middle_of_late_spans_takes_those_before_it_along() {
+    let mut shard = Shard::new(config());
+    shard.take(batch(0, vec![span(0x01, 1, SpanFlags::ROOT)]), Monotonic(0));
+    turn_at(&mut shard, 3);
+    let late = vec![span(0x01, 2, PLAIN), span(0x01, 3, SpanFlags::ERROR), span(0x01, 4, PLAIN)];
+    shard.take(batch(1, late), Monotonic(4 * SECOND));
+    turn_at(&mut shard, 4);
+    let kept = turn_at(&mut shard, 40).kept;
+    let mut positions: Vec<u32> = kept[0].spans.iter().map(|span| span.location.range.position).collect();
+    positions.sort_unstable();
+    assert_eq!(positions, [20, 30, 40]);
+    assert_eq!(shard.gauges().live_bytes, 0);
+}
+
 /// What settlement records keep of a turn.
 fn observed(turn: &Turn) -> Observed {
     let memory = |t: &ingest_aggregator::KeptTrace| KeptMemory {
