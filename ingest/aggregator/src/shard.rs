@@ -18,7 +18,6 @@ use store_model::{
 use crate::batch::{Batch, DroppedTrace, KeptSpan, KeptTrace, Turn};
 use crate::bodies::{Bodies, Run};
 use crate::in_flight::InFlight;
-use crate::prefetch::prefetch;
 use crate::remembered::{KeptMemory, Remembered, ShardKey};
 use crate::resume::{Filter, Resume};
 use crate::table::{Folded, LiveTrace, Table};
@@ -144,9 +143,6 @@ struct Part {
 /// Runs looked at together. Each has up to six cache lines to ask for: what a core's first cache holds.
 const BLOCK_RUNS: usize = 64;
 
-/// How far ahead the memory is asked for summaries: another core wrote them.
-const SPANS_AHEAD: usize = 24;
-
 /// How far ahead the memory is asked for a trace that is due.
 const TRACES_AHEAD: usize = 8;
 
@@ -233,8 +229,6 @@ impl Shard {
         loop {
             coming.clear();
             for spans in runs.by_ref().take(BLOCK_RUNS) {
-                let ahead = place + SPANS_AHEAD;
-                summaries.iter().skip(ahead).take(spans.len()).for_each(prefetch);
                 let key = (tenant, spans[0].trace_id);
                 let filter = self.filter.as_ref().filter(|_| seen_before);
                 if !filter.is_some_and(|filter| filter.is_settled(key, partition, offset)) {
