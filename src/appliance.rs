@@ -26,6 +26,7 @@ use crate::intake::{Entrance, RefusedLedger};
 use crate::journal::{Feeder, Floors, JournalOptions, JournalParts, Outlet};
 use crate::keeper::Keeper;
 use crate::live::{LiveTraces, ShardLine};
+use crate::memory::CoreMemory;
 use crate::recover::{self, Recovered};
 use crate::shards::{Ask, Published, ShardThread};
 use crate::status::StatusBoard;
@@ -105,6 +106,15 @@ pub(crate) fn cores_allowed() -> u16 {
     u16::try_from(mask).unwrap_or(u16::MAX).max(1)
 }
 
+/// How many ingest cores a new data directory is made for.
+pub(crate) fn cores_wanted(config: &Config) -> u16 {
+    match (config.receivers.cores, config.receivers.cpus.len()) {
+        (0, 0) => cores_allowed(),
+        (0, listed) => u16::try_from(listed).unwrap_or(u16::MAX),
+        (cores, _) => cores,
+    }
+}
+
 /// The memory budget: what the file says, else a quarter of the machine's memory.
 pub(crate) fn memory_limit(config: &Config) -> u64 {
     config.memory.limit.map_or_else(|| rustix::system::sysinfo().totalram / 4, |limit| limit.0)
@@ -159,11 +169,7 @@ impl Appliance {
     /// Opens everything, recovers what a crash left, and begins to listen.
     pub(crate) fn start(config: &Config, identities: &Identities, data_dir: &Path) -> Result<Self, Error> {
         let lock = lock(data_dir)?;
-        let wanted = match (config.receivers.cores, config.receivers.cpus.len()) {
-            (0, 0) => cores_allowed(),
-            (0, listed) => u16::try_from(listed).unwrap_or(u16::MAX),
-            (cores, _) => cores,
-        };
+        let wanted = cores_wanted(config);
         let count = recover::shards_of(data_dir, wanted)?;
         if count != wanted {
             tracing::warn!(
@@ -216,9 +222,16 @@ impl Appliance {
             tenants: Mutex::default(),
             tenants_max: config.receivers.max_tenants,
         });
-        let Started { driver: receiver, because } =
+        let Started { driver: receiver, chosen, because } =
             ingest_receiver::start(&receiver_config, entrance, Arc::clone(&metrics))?;
-        tracing::info!(driver = receiver.name(), because, cpus = ?context.cpus.list(), "receiving");
+        let core_memory = CoreMemory::of(config, &receiver_config, chosen, count, memory_bytes);
+        tracing::info!(
+            driver = receiver.name(),
+            because,
+            cpus = ?context.cpus.list(),
+            memory_per_core = %core_memory,
+            "receiving"
+        );
         let live = Arc::new(LiveTraces { shards: started.lines, bodies: bodies.clone() });
         let board = Arc::new(StatusBoard {
             started_at: clock::monotonic(),
@@ -231,6 +244,7 @@ impl Appliance {
             receiver: metrics,
             identities: identities.clone(),
             memory_limit: memory_bytes,
+            core_memory,
         });
         Ok(Self {
             engine: Arc::new(Engine::new(archive, live, query_engine::Limits::default())),

@@ -26,8 +26,8 @@ const OPEN_SEGMENTS_SHARE: f64 = 0.10;
 const REMEMBERED_SHARE: f64 = 0.05;
 
 /// What a remembered decision costs, hash table included: kept ones exactly, dropped ones as fingerprints.
-const KEPT_MEMORY_BYTES: usize = 96;
-const DROPPED_MEMORY_BYTES: usize = 24;
+pub(crate) const KEPT_MEMORY_BYTES: usize = 96;
+pub(crate) const DROPPED_MEMORY_BYTES: usize = 24;
 
 /// The whole file.
 #[derive(Clone, Debug, Default, Deserialize)]

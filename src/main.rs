@@ -17,6 +17,7 @@ mod intake;
 mod journal;
 mod keeper;
 mod live;
+mod memory;
 mod recover;
 mod serve;
 mod shards;

@@ -166,24 +166,31 @@ const META_FORMAT: u32 = 1;
 
 /// The number of shards of this data directory: what it was made with, or `wanted` if it is new.
 pub(crate) fn shards_of(data_dir: &Path, wanted: u16) -> Result<u16, Error> {
+    if let Some(shards) = shards_known(data_dir)? {
+        return Ok(shards);
+    }
     let path = data_dir.join("meta.json");
     let wrong = |problem: String| Error::DataDir { path: path.clone(), problem };
-    match std::fs::read_to_string(&path) {
-        Ok(text) => {
-            let meta: Meta = serde_json::from_str(&text).map_err(|error| wrong(error.to_string()))?;
-            if meta.format != META_FORMAT || meta.shards == 0 {
-                return Err(wrong(format!("format {} is not known to this version", meta.format)));
-            }
-            Ok(meta.shards)
-        }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            let text = serde_json::to_string(&Meta { format: META_FORMAT, shards: wanted })
-                .map_err(|error| wrong(error.to_string()))?;
-            write_durably(&path, text.as_bytes()).map_err(|error| wrong(error.to_string()))?;
-            Ok(wanted)
-        }
-        Err(error) => Err(wrong(error.to_string())),
+    let text = serde_json::to_string(&Meta { format: META_FORMAT, shards: wanted })
+        .map_err(|error| wrong(error.to_string()))?;
+    write_durably(&path, text.as_bytes()).map_err(|error| wrong(error.to_string()))?;
+    Ok(wanted)
+}
+
+/// How many shards a data directory was made for; `None` when it is still to be made.
+pub(crate) fn shards_known(data_dir: &Path) -> Result<Option<u16>, Error> {
+    let path = data_dir.join("meta.json");
+    let wrong = |problem: String| Error::DataDir { path: path.clone(), problem };
+    let text = match std::fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(wrong(error.to_string())),
+    };
+    let meta: Meta = serde_json::from_str(&text).map_err(|error| wrong(error.to_string()))?;
+    if meta.format != META_FORMAT || meta.shards == 0 {
+        return Err(wrong(format!("format {} is not known to this version", meta.format)));
     }
+    Ok(Some(meta.shards))
 }
 
 /// Writes a small file so that after a crash it is there whole or not at all.

@@ -14,6 +14,7 @@ use store_model::{Monotonic, Reason, Tenant};
 use crate::clock;
 use crate::gate::Gate;
 use crate::identities::Identities;
+use crate::memory::CoreMemory;
 use crate::shards::Published;
 use crate::totals::Totals;
 
@@ -29,6 +30,7 @@ pub(crate) struct StatusBoard {
     pub(crate) receiver: Arc<ReceiverMetrics>,
     pub(crate) identities: Identities,
     pub(crate) memory_limit: u64,
+    pub(crate) core_memory: CoreMemory,
 }
 
 impl StatusBoard {

@@ -15,6 +15,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 use store_model::{Counts, Reason};
 
+use crate::allocator;
 use crate::status::StatusBoard;
 
 /// Logs to standard error. `SLUICEBOX_LOG` takes a filter such as `debug` or `sluicebox=trace`.
@@ -72,6 +73,16 @@ struct Refusal {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByPart {
+    part: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByThread {
+    thread: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByListener {
     listener: &'static str,
 }
@@ -83,6 +94,7 @@ fn render(board: &StatusBoard) -> Result<String, std::fmt::Error> {
     receiver_metrics(&mut registry, board);
     state_metrics(&mut registry, board);
     tls_metrics(&mut registry, board);
+    memory_metrics(&mut registry, board);
     let mut text = String::new();
     text::encode(&mut text, &registry)?;
     Ok(text)
@@ -164,6 +176,34 @@ fn receiver_metrics(registry: &mut Registry, board: &StatusBoard) {
     registry.register("receiver_connections_turned_away", help, turned_away);
     let help = "Connections that were cut off, by reason; the portable driver counts those of TLS";
     registry.register("receiver_connections_cut", help, cut);
+    let help = "How often a connection was asked again since no receive buffer was free";
+    let short = Counter::<u64>::default();
+    short.inc_by(snapshot.receive_buffers_short);
+    registry.register("receiver_receive_buffers_short", help, short);
+    let bytes: [(&str, &str, u64); 2] = [
+        ("receiver_inflight", "Memory of requests in flight", snapshot.inflight_bytes),
+        ("receiver_receive_buffers", "What the io_uring driver receives into", snapshot.receive_buffer_bytes),
+    ];
+    for (name, help, value) in bytes {
+        registry.register_with_unit(name, help, Unit::Bytes, gauge(value));
+    }
+}
+
+/// Budgets, and in builds that count them, allocations.
+fn memory_metrics(registry: &mut Registry, board: &StatusBoard) {
+    let parts = Family::<ByPart, Gauge>::default();
+    for &(part, bytes) in board.core_memory.parts() {
+        parts.get_or_create(&ByPart { part }).set(i64::try_from(bytes).unwrap_or(i64::MAX));
+    }
+    let help = "What a core takes at start (receive buffers and rings) or may come to hold, fixed at start";
+    registry.register_with_unit("core_memory", help, Unit::Bytes, parts);
+    if let Some(counts) = allocator::counts() {
+        let allocations = Family::<ByThread, Counter>::default();
+        for (thread, count) in counts {
+            allocations.get_or_create(&ByThread { thread }).inc_by(count);
+        }
+        registry.register("allocations", "Allocations and reallocations, by thread", allocations);
+    }
 }
 
 fn tls_metrics(registry: &mut Registry, board: &StatusBoard) {

@@ -2,16 +2,21 @@
 
 use std::path::Path;
 
+use ingest_receiver::{DriverChoice, ZeroCopy, driver};
+use rustix::process::{Resource, getrlimit};
 use serde_json::{Value, json};
 use store_archive::Archive;
 use store_log::{Reader, RealDisk, SegmentInfo};
 
 use super::table::{self, Table};
 use super::{DoctorArgs, Failure};
-use crate::appliance::{cores_allowed, memory_limit};
+use crate::appliance::{cores_allowed, cores_wanted, memory_limit};
 use crate::clock;
 use crate::config::{Config, TlsSection};
+use crate::cpus::Cpus;
 use crate::identities::{self, Named};
+use crate::memory::CoreMemory;
+use crate::recover;
 
 /// A certificate with less left than this is due: renewal services work a month ahead.
 const EXPIRY_SOON_SECONDS: u64 = 14 * 86_400;
@@ -21,6 +26,27 @@ struct Finding {
     name: &'static str,
     state: State,
     detail: String,
+    /// For programs: what of it they would have to read out of the sentence.
+    values: Option<Value>,
+}
+
+impl Finding {
+    fn new(name: &'static str, state: State, detail: impl Into<String>) -> Self {
+        Self { name, state, detail: detail.into(), values: None }
+    }
+
+    fn with(self, values: Value) -> Self {
+        Self { values: Some(values), ..self }
+    }
+
+    fn to_json(&self) -> Value {
+        let Self { name, state, detail, values } = self;
+        let mut entry = json!({ "check": name, "state": state.word(), "detail": detail });
+        if let Some(values) = values {
+            entry["values"] = values.clone();
+        }
+        entry
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -45,14 +71,14 @@ pub(super) fn run(args: &DoctorArgs) -> Result<(), Failure> {
         Config::load(args.config.as_deref()).map_err(|error| Failure::wrong_use(error.to_string()))?;
     let data_dir = crate::serve::data_dir(args.data_dir.as_deref(), &config);
     let mut findings = host(&config);
+    findings.extend(receiver(&config, &data_dir));
     findings.extend(tls(&config));
     findings.extend(data(&data_dir));
     if args.json {
-        let entry = |finding: &Finding| json!({ "check": finding.name, "state": finding.state.word(), "detail": finding.detail });
-        println!("{}", Value::from_iter(findings.iter().map(entry)));
+        println!("{}", Value::from_iter(findings.iter().map(Finding::to_json)));
     } else {
         let mut table = Table::default();
-        for Finding { name, state, detail } in &findings {
+        for Finding { name, state, detail, values: _ } in &findings {
             table.row([state.word().to_owned(), (*name).to_owned(), detail.clone()]);
         }
         print!("{}", table.render());
@@ -62,40 +88,84 @@ pub(super) fn run(args: &DoctorArgs) -> Result<(), Failure> {
 }
 
 fn host(config: &Config) -> Vec<Finding> {
-    let finding = |name, state, detail| Finding { name, state, detail };
     let kernel = rustix::system::uname();
-    let memory = memory_limit(config);
-    let io_uring = match std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled") {
-        Ok(text) if text.trim() == "0" => {
-            "offered by the kernel; this version receives through the portable driver only"
-        }
-        Ok(_) => "switched off by kernel.io_uring_disabled; the portable driver does not need it",
-        Err(_) => "not offered by this kernel; the portable driver does not need it",
-    };
+    let kernel = format!("{} {}", kernel.sysname().to_string_lossy(), kernel.release().to_string_lossy());
     vec![
-        finding(
-            "kernel",
-            State::Ok,
-            format!("{} {}", kernel.sysname().to_string_lossy(), kernel.release().to_string_lossy()),
-        ),
-        finding("cores", State::Ok, format!("{} allowed by the affinity mask", cores_allowed())),
-        finding("memory", State::Ok, format!("budget {}", table::bytes(memory))),
-        finding("driver", State::Ok, "portable (tokio, hyper), thread per core, SO_REUSEPORT".to_owned()),
-        finding("io_uring", State::Note, io_uring.to_owned()),
+        Finding::new("kernel", State::Ok, kernel),
+        Finding::new("cores", State::Ok, format!("{} allowed by the affinity mask", cores_allowed())),
+        Finding::new("memory", State::Ok, format!("budget {}", table::bytes(memory_limit(config)))),
+        io_uring(),
     ]
+}
+
+/// What the fastest driver would need, whether or not it is asked for.
+fn io_uring() -> Finding {
+    let switch = std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled");
+    let switch = switch.map_or_else(|_| "not there".to_owned(), |text| text.trim().to_owned());
+    let limit = |resource, unit: fn(u64) -> String| {
+        getrlimit(resource).current.map_or_else(|| "unlimited".to_owned(), unit)
+    };
+    let (files, locked) =
+        (limit(Resource::Nofile, |files| files.to_string()), limit(Resource::Memlock, table::bytes));
+    let around = format!(
+        "kernel.io_uring_disabled {switch}, open files (ulimit -n) {files}, locked memory (ulimit -l) {locked}"
+    );
+    let (state, said) = match driver::io_uring() {
+        Ok(offer) => (State::Ok, format!("can be used: {offer}")),
+        Err(reason) => (State::Note, format!("cannot be used: {reason}")),
+    };
+    Finding::new("io_uring", state, format!("{said} ({around})"))
+        .with(json!({ "usable": state == State::Ok }))
+}
+
+/// What `serve` would receive with under this configuration, on this data directory. What is tried is given back.
+fn receiver(config: &Config, data_dir: &Path) -> Vec<Finding> {
+    let cores = match recover::shards_known(data_dir) {
+        Ok(known) => known.unwrap_or_else(|| cores_wanted(config)),
+        Err(error) => return vec![Finding::new("driver", State::Bad, error.to_string())],
+    };
+    let memory_bytes = memory_limit(config);
+    let receiver = config.receiver(cores, &Cpus::choose(&config.receivers.cpus, cores), memory_bytes);
+    let (chosen, because) = match driver::choose(receiver.driver) {
+        Ok(chosen) => chosen,
+        Err(error) => return vec![Finding::new("driver", State::Bad, error.to_string())],
+    };
+    let zero_copy = driver::zero_copy(&receiver, chosen);
+    let (state, said) = match &zero_copy {
+        Ok(()) => (State::Ok, "on: a network card gives a queue".to_owned()),
+        Err(reason) if receiver.zero_copy == ZeroCopy::Off => (State::Ok, format!("off: {reason}")),
+        Err(reason) => (State::Note, format!("off: {reason}")),
+    };
+    let memory = CoreMemory::of(config, &receiver, chosen, cores, memory_bytes);
+    let detail = format!("{memory}; {cores} core(s), fixed at start");
+    let parts: serde_json::Map<_, _> = memory
+        .parts()
+        .iter()
+        .map(|&(what, bytes)| (what.replace(' ', "_") + "_bytes", json!(bytes)))
+        .collect();
+    vec![
+        driver_finding(receiver.driver, chosen, &because),
+        Finding::new("zero-copy", state, said).with(json!({ "on": zero_copy.is_ok() })),
+        Finding::new("memory per core", State::Ok, detail).with(Value::Object(parts)),
+    ]
+}
+
+/// The sentence that the log has at start.
+fn driver_finding(wanted: DriverChoice, chosen: DriverChoice, because: &str) -> Finding {
+    let values = json!({ "wanted": wanted.as_str(), "driver": chosen.as_str(), "because": because });
+    Finding::new("driver", State::Ok, format!("{chosen}: {because}")).with(values)
 }
 
 /// Per listener: whether its connections are secured, and for how long its certificate is good.
 fn tls(config: &Config) -> Vec<Finding> {
     let look = |(listener, section): Named<'_, TlsSection>| {
-        let finding =
-            |state, detail: String| Finding { name: "tls", state, detail: format!("{listener}: {detail}") };
+        let finding = |state, detail: String| Finding::new("tls", state, format!("{listener}: {detail}"));
         let Some(section) = section else {
             return finding(State::Ok, "off, connections are plain".to_owned());
         };
         let tls = match identities::load(listener, section) {
             Ok(tls) => tls,
-            Err(problem) => return Finding { name: "tls", state: State::Bad, detail: problem },
+            Err(problem) => return Finding::new("tls", State::Bad, problem),
         };
         let (ends, now) = (tls.expires_at_seconds(), clock::unix().0 / 1_000_000_000);
         let date = table::time(ends.saturating_mul(1_000_000_000));
@@ -112,26 +182,19 @@ fn tls(config: &Config) -> Vec<Finding> {
 }
 
 fn data(data_dir: &Path) -> Vec<Finding> {
-    let finding = |name, state, detail| Finding { name, state, detail };
     if !data_dir.exists() {
-        return vec![finding(
-            "data directory",
-            State::Note,
-            format!("{} does not exist yet", data_dir.display()),
-        )];
+        let detail = format!("{} does not exist yet", data_dir.display());
+        return vec![Finding::new("data directory", State::Note, detail)];
     }
     let mut findings = Vec::new();
     match rustix::fs::statvfs(data_dir) {
         Ok(space) => {
             let free = space.f_bavail.saturating_mul(space.f_frsize);
             let state = if free < 1 << 30 { State::Bad } else { State::Ok };
-            findings.push(finding(
-                "disk",
-                state,
-                format!("{} free under {}", table::bytes(free), data_dir.display()),
-            ));
+            let detail = format!("{} free under {}", table::bytes(free), data_dir.display());
+            findings.push(Finding::new("disk", state, detail));
         }
-        Err(error) => findings.push(finding("disk", State::Bad, error.to_string())),
+        Err(error) => findings.push(Finding::new("disk", State::Bad, error.to_string())),
     }
     findings.extend(log("journal", &data_dir.join("spans")));
     findings.extend(log("decisions", &data_dir.join("decisions")));
@@ -144,9 +207,7 @@ fn log(name: &'static str, directory: &Path) -> Vec<Finding> {
     for partition in subdirectories(directory) {
         match Reader::open(RealDisk, &partition) {
             Ok(reader) => findings.extend(segments(name, &partition, &reader.segments())),
-            Err(error) => {
-                findings.push(Finding { name, state: State::Bad, detail: error.to_string() });
-            }
+            Err(error) => findings.push(Finding::new(name, State::Bad, error.to_string())),
         }
     }
     findings
@@ -162,14 +223,14 @@ fn segments(name: &'static str, partition: &Path, segments: &[SegmentInfo]) -> V
         segments.len(),
         table::bytes(bytes)
     );
-    let mut findings = vec![Finding { name, state: State::Ok, detail }];
+    let mut findings = vec![Finding::new(name, State::Ok, detail)];
     for segment in segments {
         if let Some(reason) = &segment.quarantined {
             let detail = format!(
                 "{} is quarantined: {reason}; what is whole in it stays readable",
                 segment.path.display()
             );
-            findings.push(Finding { name, state: State::Bad, detail });
+            findings.push(Finding::new(name, State::Bad, detail));
         }
     }
     findings
@@ -185,14 +246,14 @@ fn archive(data_dir: &Path) -> Vec<Finding> {
         Ok(report) => {
             let detail =
                 format!("{} sealed segment(s), {} of unknown version", report.segments, report.skipped.len());
-            let mut findings = vec![Finding { name, state: State::Ok, detail }];
+            let mut findings = vec![Finding::new(name, State::Ok, detail)];
             findings.extend(report.quarantined.iter().map(|aside| {
                 let detail = format!("{} is quarantined: {}", aside.path.display(), aside.cause);
-                Finding { name, state: State::Bad, detail }
+                Finding::new(name, State::Bad, detail)
             }));
             findings
         }
-        Err(error) => vec![Finding { name, state: State::Bad, detail: error.to_string() }],
+        Err(error) => vec![Finding::new(name, State::Bad, error.to_string())],
     }
 }
 

@@ -13,6 +13,7 @@ use std::process::ExitCode;
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 
 pub(crate) use client::{decision_word, status_text};
+pub(crate) use table::bytes as human_bytes;
 
 use crate::config::Config;
 use crate::identities::Identities;

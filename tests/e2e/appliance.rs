@@ -33,13 +33,18 @@ pub(crate) async fn eventually<T>(what: &str, mut probe: impl AsyncFnMut() -> Op
     }
 }
 
+/// The receiver's driver for all that is started here and names none. One that cannot be had fails the start.
+pub(crate) fn driver() -> String {
+    std::env::var("SLUICEBOX_TEST_DRIVER").unwrap_or_else(|_unset| "auto".to_owned())
+}
+
 /// Short times and free ports; everything else as in a fresh installation.
 fn base_config() -> Value {
     let anywhere = json!({ "endpoint": "127.0.0.1:0" });
     json!({
         "receivers": {
             "cores": 2,
-            "otlp": { "protocols": { "grpc": anywhere, "http": anywhere } },
+            "otlp": { "protocols": { "grpc": anywhere, "http": anywhere }, "driver": driver() },
             "zipkin": anywhere,
             "jaeger": { "protocols": { "grpc": anywhere, "thrift_http": anywhere } },
         },
@@ -91,6 +96,11 @@ impl Home {
         self.directory.path().join("log")
     }
 
+    /// What all processes started here have logged.
+    pub(crate) fn logged(&self) -> String {
+        std::fs::read_to_string(self.log()).unwrap()
+    }
+
     /// Starts the binary and waits until it is ready.
     pub(crate) async fn start(&self) -> Appliance {
         self.start_with(&[]).await
@@ -134,7 +144,14 @@ impl Home {
 
     /// Runs one of the verbs that look at the data directory.
     pub(crate) fn doctor(&self) -> Output {
-        Command::new(BINARY).arg("doctor").arg("--data-dir").arg(self.data()).output().unwrap()
+        self.doctor_with(&[])
+    }
+
+    /// As [`Self::doctor`], with more arguments.
+    pub(crate) fn doctor_with(&self, arguments: &[&str]) -> Output {
+        let mut doctor = Command::new(BINARY);
+        doctor.args(["doctor", "--config"]).arg(self.config()).arg("--data-dir").arg(self.data());
+        doctor.args(arguments).output().unwrap()
     }
 
     /// The files under a part of the data directory that end in `ending`, sorted by path.

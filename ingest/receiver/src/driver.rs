@@ -1,11 +1,11 @@
-//! Which driver does the I/O, and why: asked for, or the best this host allows. Knows what each driver needs; does no I/O
-//! itself.
+//! Which driver does the I/O, and why: asked for, or the best this host allows. Knows what each driver needs and what it
+//! takes at start; does no I/O itself.
 
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use crate::config::ReceiverConfig;
+use crate::config::{ReceiverConfig, ZeroCopy};
 use crate::error::Error;
 use crate::intake::{Driver, Intake};
 use crate::metrics::ReceiverMetrics;
@@ -62,14 +62,16 @@ impl FromStr for DriverChoice {
 pub struct Started {
     /// It serves.
     pub driver: Box<dyn Driver>,
+    /// Which one it is; never [`DriverChoice::Auto`].
+    pub chosen: DriverChoice,
     /// Why this driver and no other: one clause for logs and `doctor`.
     pub because: String,
 }
 
 impl fmt::Debug for Started {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { driver, because } = self;
-        f.debug_struct("Started").field("driver", &driver.name()).field("because", because).finish()
+        let Self { driver: _, chosen, because } = self;
+        f.debug_struct("Started").field("chosen", chosen).field("because", because).finish_non_exhaustive()
     }
 }
 
@@ -80,16 +82,61 @@ impl fmt::Debug for Started {
 pub fn choose(wanted: DriverChoice) -> Result<(DriverChoice, String), Error> {
     match wanted {
         DriverChoice::Auto => Ok(match uring::probe() {
-            Ok(()) => (DriverChoice::IoUring, "this host offers all that io_uring needs".to_owned()),
+            Ok(_) => (DriverChoice::IoUring, "this host offers all that io_uring needs".to_owned()),
             Err(reason) => (DriverChoice::Epoll, format!("io_uring cannot be used: {reason}")),
         }),
         DriverChoice::IoUring => match uring::probe() {
-            Ok(()) => Ok((wanted, "the configuration asks for it".to_owned())),
+            Ok(_) => Ok((wanted, "the configuration asks for it".to_owned())),
             Err(problem) => Err(Error::Driver { wanted, problem }),
         },
         DriverChoice::Epoll | DriverChoice::Portable => {
             Ok((wanted, "the configuration asks for it".to_owned()))
         }
+    }
+}
+
+/// What io_uring offers here, whatever the configuration asks for.
+///
+/// # Errors
+/// Why not, in a sentence that says what to change.
+pub fn io_uring() -> Result<&'static str, String> {
+    uring::probe()
+}
+
+/// Whether network cards would write into memory of ours under `config`, with `chosen` as the driver. Where the configuration
+/// wants it, this tries what the first thread does at start; the queue is free again when it returns.
+///
+/// # Errors
+/// Why not.
+pub fn zero_copy(config: &ReceiverConfig, chosen: DriverChoice) -> Result<(), String> {
+    match config.zero_copy {
+        ZeroCopy::Off => Err("the configuration does not ask for it".to_owned()),
+        ZeroCopy::Auto if chosen != DriverChoice::IoUring => Err(NO_ZERO_COPY.to_owned()),
+        ZeroCopy::Auto => uring::zero_copy(config),
+    }
+}
+
+/// What the other drivers say to a wish for zero-copy receive.
+const NO_ZERO_COPY: &str = "only the io_uring driver can";
+
+/// What each receiving thread takes at start and keeps, connections apart.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ThreadMemory {
+    /// What is received into. The portable driver has none: its library gives every connection its own.
+    pub receive_buffer_bytes: usize,
+    /// Queues shared with the kernel, and its table of our connections.
+    pub ring_bytes: usize,
+}
+
+/// What each thread of `chosen` takes under `config`. Memory for a network card to write into comes on top.
+#[must_use]
+pub fn thread_memory(config: &ReceiverConfig, chosen: DriverChoice) -> ThreadMemory {
+    match chosen {
+        DriverChoice::IoUring => uring::thread_memory(config),
+        DriverChoice::Auto | DriverChoice::Epoll => {
+            ThreadMemory { receive_buffer_bytes: epoll::RECEIVE_BYTES, ring_bytes: 0 }
+        }
+        DriverChoice::Portable => ThreadMemory::default(),
     }
 }
 
@@ -104,12 +151,15 @@ pub fn start(
     metrics: Arc<ReceiverMetrics>,
 ) -> Result<Started, Error> {
     let (chosen, because) = choose(config.driver)?;
+    if config.zero_copy == ZeroCopy::Auto && chosen != DriverChoice::IoUring {
+        tracing::info!(reason = NO_ZERO_COPY, "zero-copy receive is off");
+    }
     let driver: Box<dyn Driver> = match chosen {
         DriverChoice::IoUring => Box::new(uring::start(config, intake, metrics)?),
         DriverChoice::Portable => Box::new(portable::start(config, intake, metrics)?),
         DriverChoice::Auto | DriverChoice::Epoll => Box::new(epoll::start(config, intake, metrics)?),
     };
-    Ok(Started { driver, because })
+    Ok(Started { driver, chosen, because })
 }
 
 #[cfg(test)]
@@ -123,5 +173,24 @@ mod tests {
             assert_eq!(choice.to_string().parse(), Ok(choice));
         }
         assert_eq!("uring".parse::<DriverChoice>(), Err(UnknownDriver));
+    }
+
+    #[test]
+    fn zero_copy_that_cannot_be_says_why() {
+        let wanted = ReceiverConfig { zero_copy: ZeroCopy::Auto, ..ReceiverConfig::default() };
+        let off = zero_copy(&ReceiverConfig::default(), DriverChoice::IoUring).unwrap_err();
+        assert!(off.contains("the configuration"), "{off}");
+        let other = zero_copy(&wanted, DriverChoice::Epoll).unwrap_err();
+        assert!(other.contains("io_uring"), "{other}");
+    }
+
+    #[test]
+    fn a_ring_takes_its_buffers_and_queues_at_start_and_the_portable_driver_nothing() {
+        let config = ReceiverConfig { max_connections: 1_000, ..ReceiverConfig::default() };
+        let of = |chosen| thread_memory(&config, chosen);
+        let ring = of(DriverChoice::IoUring);
+        assert!(ring.receive_buffer_bytes >= config.receive_buffer_bytes && ring.ring_bytes > 0, "{ring:?}");
+        assert!(of(DriverChoice::Epoll).receive_buffer_bytes > 0);
+        assert_eq!(of(DriverChoice::Portable), ThreadMemory::default());
     }
 }

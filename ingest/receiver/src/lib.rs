@@ -4,7 +4,7 @@
 //! materialises a protobuf message of spans and never decides about a trace: that lies behind [`Intake`].
 //!
 //! Read in this order: [`config`], [`intake`] and [`lane`] (the seam), `answer` (the answer table), `budget`, `body` and
-//! `request` (bytes in, values out), [`tls`], [`portable`] (the driver that does the I/O), [`metrics`].
+//! `request` (bytes in, values out), [`tls`], [`uring`], [`epoll`] and [`portable`] (the drivers, which do the I/O), [`metrics`].
 //!
 //! Specification: <https://opentelemetry.io/docs/specs/otlp/> (1.11).
 
@@ -48,7 +48,7 @@ pub mod uring;
 
 pub use answer::Reason;
 pub use config::{ReceiverConfig, ZeroCopy};
-pub use driver::{DriverChoice, Started, start};
+pub use driver::{DriverChoice, Started, ThreadMemory, start};
 pub use error::Error;
 pub use intake::{Done, Driver, Endpoints, Intake, Outcome, Received};
 pub use lane::{Answers, Berth, HandOver, Lane, Wake, Write};

@@ -9,6 +9,7 @@ mod turn;
 
 use std::sync::Arc;
 
+pub(crate) use self::peers::RECEIVE_BYTES;
 use self::turn::Turning;
 use crate::config::ReceiverConfig;
 use crate::error::Error;

@@ -17,7 +17,7 @@ use crate::shared::Slot;
 use crate::slab::{Key, Slab};
 
 /// One receive takes this much. Smaller buffers cost more calls: 64 KiB were measured a tenth slower.
-const RECEIVE_BYTES: usize = 256 << 10;
+pub(crate) const RECEIVE_BYTES: usize = 256 << 10;
 
 /// Empty output buffers kept for the next answers, and how large one may have become.
 const SPARE_MAX: usize = 256;

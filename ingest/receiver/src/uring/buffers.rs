@@ -26,6 +26,18 @@ pub(super) struct Plan {
     pub(super) bytes_each: u32,
 }
 
+impl Plan {
+    /// Of the ring in which buffers wait.
+    fn entries_bytes(self) -> usize {
+        (usize::from(self.count) * size_of::<BufRingEntry>()).next_multiple_of(PAGE_BYTES)
+    }
+
+    /// Of everything.
+    pub(super) fn bytes_total(self) -> usize {
+        self.entries_bytes() + usize::from(self.count) * self.bytes_each as usize
+    }
+}
+
 /// A buffer with received bytes. Whoever has it has the buffer; the kernel gets it again with [`Buffers::give_back`].
 #[derive(Debug)]
 pub(super) struct Taken {
@@ -50,10 +62,8 @@ pub(super) struct Buffers {
 
 impl Buffers {
     pub(super) fn new(plan: Plan) -> io::Result<Self> {
-        let Plan { count, bytes_each } = plan;
-        assert!(count.is_power_of_two(), "a ring of buffers has a power of two of places");
-        let entries_bytes = (usize::from(count) * size_of::<BufRingEntry>()).next_multiple_of(PAGE_BYTES);
-        let map_bytes = entries_bytes + usize::from(count) * bytes_each as usize;
+        assert!(plan.count.is_power_of_two(), "a ring of buffers has a power of two of places");
+        let (entries_bytes, map_bytes) = (plan.entries_bytes(), plan.bytes_total());
         // Faulted in now: what the steady path needs is there before the first byte comes.
         let flags = MapFlags::PRIVATE | MapFlags::POPULATE;
         // SAFETY: a new mapping at a place of the kernel's choice touches nothing that exists.
@@ -61,7 +71,7 @@ impl Buffers {
             unsafe { mmap_anonymous(ptr::null_mut(), map_bytes, ProtFlags::READ | ProtFlags::WRITE, flags) }?;
         let map = NonNull::new(map.cast::<u8>()).ok_or(io::ErrorKind::OutOfMemory)?;
         let mut buffers = Self { map, map_bytes, entries_bytes, plan, tail: 0 };
-        (0..count).for_each(|id| buffers.enqueue(id));
+        (0..plan.count).for_each(|id| buffers.enqueue(id));
         buffers.publish();
         Ok(buffers)
     }

@@ -24,6 +24,7 @@ use self::buffers::Plan;
 pub(crate) use self::probe::probe;
 use self::turn::Turning;
 use crate::config::ReceiverConfig;
+use crate::driver::ThreadMemory;
 use crate::error::Error;
 use crate::intake::{Driver, Intake};
 use crate::metrics::ReceiverMetrics;
@@ -48,6 +49,22 @@ pub fn start(
     metrics: Arc<ReceiverMetrics>,
 ) -> Result<impl Driver + use<>, Error> {
     Threads::<Turning>::start(config, intake, metrics)
+}
+
+/// Whether the first thread would get a network card's queue: it is taken and given back.
+///
+/// # Errors
+/// Why not.
+pub(crate) fn zero_copy(config: &ReceiverConfig) -> Result<(), String> {
+    turn::zero_copy_ring(0, config).map(drop)
+}
+
+/// What each thread takes at start.
+pub(crate) fn thread_memory(config: &ReceiverConfig) -> ThreadMemory {
+    ThreadMemory {
+        receive_buffer_bytes: plan(config).bytes_total(),
+        ring_bytes: ring::queue_bytes(files(config)),
+    }
 }
 
 /// How a core's receive memory is cut.

@@ -26,19 +26,24 @@ const OPERATIONS: [u8; 9] = [
     opcode::Write::CODE,
 ];
 
-/// Tries what a thread will do.
+/// Tries what a thread will do. Returns what the driver makes use of.
 ///
 /// # Errors
 /// The reason why it cannot be done here.
-pub(crate) fn probe() -> Result<(), String> {
+pub(crate) fn probe() -> Result<&'static str, String> {
     let switch = fs::read_to_string(SWITCH).ok();
     let ring = Ring::new(1, Plan { count: 1, bytes_each: 4 << 10 });
-    match ring.and_then(|ring| ring.offers(&OPERATIONS)) {
-        Ok(true) => Ok(()),
-        Ok(false) => Err(TOO_OLD.to_owned()),
+    match ring.and_then(|ring| Ok((ring.offers(&OPERATIONS)?, ring.is_single_issuer()))) {
+        Ok((true, true)) => Ok(ALL),
+        Ok((true, false)) => Ok(MOST),
+        Ok((false, _)) => Err(TOO_OLD.to_owned()),
         Err(error) => Err(reason(&error, switch.as_deref())),
     }
 }
+
+const ALL: &str = "multishot accept and receive, provided buffers, files of the ring's own, SINGLE_ISSUER and DEFER_TASKRUN";
+const MOST: &str = "multishot accept and receive, provided buffers, files of the ring's own; SINGLE_ISSUER and \
+                    DEFER_TASKRUN, which save interruptions, since Linux 6.1 only";
 
 const TOO_OLD: &str = "this kernel's io_uring lacks what the driver needs: Linux 6.1 or later has it";
 

@@ -24,6 +24,11 @@ const SUBMISSIONS: u32 = 512;
 /// Completions that wait for us without detours. One call brings a few dozen connections' news, each up to 32 buffers.
 const COMPLETIONS: u32 = 4_096;
 
+/// What the kernel keeps for each: a submission, a completion, a place in the table of files.
+const SUBMISSION_BYTES: usize = 64;
+const COMPLETION_BYTES: usize = 16;
+const FILE_BYTES: usize = 8;
+
 /// `MSG_NOSIGNAL | MSG_WAITALL`: no signal when the peer is gone, and one completion when everything is sent.
 const SEND_FLAGS: i32 = 0x4000 | 0x100;
 
@@ -37,6 +42,13 @@ const SHUT_WRITE: i32 = 1;
 /// How long a ring that is dropped waits for its operations to end. They end at once.
 const LAST_WAIT: Duration = Duration::from_millis(10);
 const LAST_WAITS_MAX: usize = 100;
+
+/// Fixed memory of a ring with room for `files` connections, what is received into apart.
+pub(super) fn queue_bytes(files: u32) -> usize {
+    SUBMISSIONS as usize * SUBMISSION_BYTES
+        + COMPLETIONS as usize * COMPLETION_BYTES
+        + files as usize * FILE_BYTES
+}
 
 /// A place in the ring's own table of open files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -188,6 +200,11 @@ impl Ring {
             && params.is_feature_ext_arg()
             && params.is_feature_skip_cqe_on_success();
         Ok(has_features && operations.iter().all(|&code| probe.is_supported(code)))
+    }
+
+    /// Whether the kernel does its work on completions only where and when they are waited for.
+    pub(super) fn is_single_issuer(&self) -> bool {
+        self.ring.params().is_setup_single_issuer()
     }
 
     /// Receives that find a buffer before any is given back.

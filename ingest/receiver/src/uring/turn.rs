@@ -109,12 +109,8 @@ impl Work for Turning {
 
 /// A ring with a network card's queue where that is wanted and can be had.
 fn make_ring(core: usize, config: &ReceiverConfig) -> io::Result<Ring> {
-    let (files, plan) = (files(config), plan(config));
     if config.zero_copy == ZeroCopy::Auto {
-        let ring = zero_copy::queue(core).and_then(|queue| {
-            Ring::zero_copy(files, plan, &queue).map_err(|error| zero_copy::reason(&queue, &error))
-        });
-        match ring {
+        match zero_copy_ring(core, config) {
             Ok(ring) => {
                 tracing::info!(core, "zero-copy receive is on");
                 return Ok(ring);
@@ -122,7 +118,13 @@ fn make_ring(core: usize, config: &ReceiverConfig) -> io::Result<Ring> {
             Err(reason) => tracing::info!(core, reason, "zero-copy receive is off"),
         }
     }
-    Ring::new(files, plan)
+    Ring::new(files(config), plan(config))
+}
+
+/// The ring of a thread that has a network card's queue to itself, or why it cannot have one.
+pub(super) fn zero_copy_ring(core: usize, config: &ReceiverConfig) -> Result<Ring, String> {
+    let queue = zero_copy::queue(core)?;
+    Ring::zero_copy(files(config), plan(config), &queue).map_err(|error| zero_copy::reason(&queue, &error))
 }
 
 impl Turning {
