@@ -433,36 +433,30 @@ impl Default for Admin {
 pub(crate) enum Error {
     #[error("cannot read {path}: {source}")]
     Read { path: PathBuf, source: std::io::Error },
-    #[error("{path}: {message}")]
-    Parse { path: PathBuf, message: String },
-    #[error("{key}: {problem}")]
-    Value { key: &'static str, problem: String },
+    #[error("{path}: {problem}")]
+    Wrong { path: PathBuf, problem: String },
 }
 
 impl Config {
     /// Reads and checks a file; `None` means all defaults.
     pub(crate) fn load(path: Option<&Path>) -> Result<Self, Error> {
-        let config = match path {
-            None => Self::default(),
-            Some(path) => {
-                let text = std::fs::read_to_string(path)
-                    .map_err(|source| Error::Read { path: path.to_owned(), source })?;
-                Self::parse(&text).map_err(|message| Error::Parse { path: path.to_owned(), message })?
-            }
-        };
-        config.check()?;
-        Ok(config)
+        let Some(path) = path else { return Ok(Self::default()) };
+        let text =
+            std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
+        let checked = Self::parse(&text).and_then(|config| config.check().map(|()| config));
+        checked.map_err(|problem| Error::Wrong { path: path.to_owned(), problem })
     }
 
     fn parse(text: &str) -> Result<Self, String> {
         serde_saphyr::from_str(text).map_err(|error| {
             let hint = nearest_name(&error.without_snippet().to_string());
-            format!("{error}{}", hint.map(|name| format!("\n  did you mean `{name}`?")).unwrap_or_default())
+            let hint = hint.map(|name| format!("\n  did you mean `{name}`?"));
+            said_once(&error.to_string()) + &hint.unwrap_or_default()
         })
     }
 
-    fn check(&self) -> Result<(), Error> {
-        let wrong = |key, problem: &str| Err(Error::Value { key, problem: problem.to_owned() });
+    fn check(&self) -> Result<(), String> {
+        let wrong = |key: &str, problem: &str| Err(format!("{key}: {problem}"));
         if !(0.0..=1.0).contains(&self.sampling.head_probability) {
             return wrong(
                 "sampling.head_probability",
@@ -624,6 +618,17 @@ fn share(bytes: u64, part: f64) -> usize {
     (bytes as f64 * part) as usize
 }
 
+/// A parser's report without what our own line has already: whose it is, and below the place again what is wrong there.
+fn said_once(report: &str) -> String {
+    let lines = report.lines().filter(|line| !line.trim_start().starts_with("--> "));
+    let lines = lines.map(|line| match line.split_once("^ ") {
+        Some((before, _)) if before.trim_start().starts_with('|') => format!("{before}^"),
+        _ => line.to_owned(),
+    });
+    let all: Vec<String> = lines.collect();
+    all.join("\n").trim_start_matches("error: ").to_owned()
+}
+
 /// Of "unknown field `x`, expected one of a, b" the name that `x` was probably meant to be.
 fn nearest_name(message: &str) -> Option<String> {
     let (unknown, rest) = message.split_once("unknown field `")?.1.split_once('`')?;
@@ -737,7 +742,7 @@ mod tests {
     fn refusal(text: &str) -> String {
         match Config::parse(text) {
             Err(message) => message,
-            Ok(config) => config.check().unwrap_err().to_string(),
+            Ok(config) => config.check().unwrap_err(),
         }
     }
 
@@ -814,6 +819,15 @@ mod tests {
         assert!(message.contains("did you mean `head_probability`?"), "{message}");
         let message = refusal("receivers:\n  otlp:\n    protocols:\n      grcp: {}\n");
         assert!(message.contains("line 4") && message.contains("did you mean `grpc`?"), "{message}");
+    }
+
+    #[test]
+    fn a_problem_is_said_once_above_its_place() {
+        assert_eq!(
+            refusal("journal:\n  segment_bytes: 12 bananas\n"),
+            "line 2 column 18: `12 bananas` is not a size such as 64MiB or 20GiB\n  |\n1 | journal:\n\
+             2 |   segment_bytes: 12 bananas\n  |                  ^"
+        );
     }
 
     #[test]

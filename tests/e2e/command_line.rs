@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::appliance::{Home, run, text};
+use crate::appliance::{Home, driver, run, text};
 use crate::asker::Asker;
 use crate::sender::Sender;
 use crate::spans::{Dice, failed, request, trace};
@@ -56,9 +56,70 @@ fn a_typo_in_the_configuration_is_refused_with_its_place_and_the_right_name() {
             said.contains("line 2 column 3") && said.contains("did you mean `head_probability`?"),
             "{said}"
         );
+        assert_eq!(
+            (said.matches("typo.yaml").count(), said.matches("unknown field").count()),
+            (1, 1),
+            "{said}"
+        );
     }
+    std::fs::write(&path, "sampling:\n  head_probability: 1.5\n").unwrap();
+    let said = text(&run(&["check-config", path.to_str().unwrap()]));
+    assert!(said.contains("typo.yaml: sampling.head_probability: must lie between 0 and 1"), "{said}");
     std::fs::write(&path, "sampling:\n  head_probability: 0.1\n").unwrap();
     assert_eq!(run(&["check-config", path.to_str().unwrap()]).status.code(), Some(0));
+}
+
+/// What doctor found under a name, as programs read it.
+fn found(home: &Home, check: &str) -> Value {
+    let output = home.doctor_with(&["--json"]);
+    let findings: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let found = findings.as_array().unwrap().iter().find(|finding| finding["check"] == check);
+    found.unwrap_or_else(|| panic!("nothing about {check} in {findings}")).clone()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn doctor_gives_the_driver_its_reason_and_the_memory_that_the_log_has_at_start() {
+    let home = Home::new(json!({}));
+    let before = ["driver", "memory per core"].map(|check| found(&home, check));
+    let appliance = home.start().await;
+    let log = home.logged();
+    let receiving = log.lines().find(|line| line.contains("receiving")).unwrap();
+    let [driver_found, memory] = ["driver", "memory per core"].map(|check| found(&home, check));
+    assert_eq!(before, [driver_found.clone(), memory.clone()], "a data directory changes nothing of it");
+    let (name, because) = (&driver_found["values"]["driver"], &driver_found["values"]["because"]);
+    let (name, because) = (name.as_str().unwrap(), because.as_str().unwrap());
+    assert_eq!(driver_found["values"]["wanted"], driver());
+    assert_eq!(driver_found["detail"], format!("{name}: {because}"));
+    assert!(receiving.contains(name) && receiving.contains(because), "{receiving}");
+    let (sizes, _) = memory["detail"].as_str().unwrap().split_once("; ").unwrap();
+    assert!(sizes.contains("receive buffers ") && receiving.contains(sizes), "{receiving}\n{memory}");
+    let parts = memory["values"].as_object().unwrap();
+    let sum: u64 = parts.values().map(|bytes| bytes.as_u64().unwrap()).sum();
+    assert_eq!(appliance.metric("sluicebox_core_memory_bytes{"), sum as f64);
+    let buffers = appliance.metric("sluicebox_core_memory_bytes{part=\"receive buffers\"}");
+    if name == "io_uring" {
+        assert_eq!(appliance.metric("sluicebox_receiver_receive_buffers_bytes"), 2.0 * buffers);
+    }
+    for line in ["io_uring", "zero-copy", "memory per core"] {
+        assert!(text(&home.doctor()).contains(line), "{}", text(&home.doctor()));
+    }
+}
+
+#[test]
+fn doctor_says_why_a_feature_is_off_and_what_is_asked_for() {
+    let home = Home::new(json!({ "receivers": { "otlp": { "driver": "epoll", "zero_copy": "auto" } } }));
+    assert_eq!(found(&home, "driver")["detail"], "epoll: the configuration asks for it");
+    let zero_copy = found(&home, "zero-copy");
+    assert_eq!((&zero_copy["values"]["on"], &zero_copy["state"]), (&json!(false), &json!("note")));
+    assert!(zero_copy["detail"].as_str().unwrap().contains("only the io_uring driver"), "{zero_copy}");
+    home.configure(json!({ "receivers": { "otlp": { "driver": "auto" } } }));
+    let (chosen, io_uring) = (found(&home, "driver"), found(&home, "io_uring"));
+    let has_ring = io_uring["values"]["usable"].as_bool().unwrap();
+    assert_eq!(chosen["values"]["driver"], if has_ring { "io_uring" } else { "epoll" });
+    let said = io_uring["detail"].as_str().unwrap();
+    assert!(said.contains("kernel.io_uring_disabled") && said.contains("ulimit -l"), "{said}");
+    let off = found(&home, "zero-copy");
+    assert!(off["detail"].as_str().unwrap().contains("the configuration does not ask for it"), "{off}");
 }
 
 #[test]
@@ -66,6 +127,17 @@ fn verbs_without_an_appliance_say_so() {
     let output = run(&["status", "--endpoint", "127.0.0.1:1"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output).contains("127.0.0.1:1"), "{}", text(&output));
+}
+
+#[test]
+fn the_listing_of_the_readme_is_a_right_configuration() {
+    let readme = std::fs::read_to_string("README.md").unwrap();
+    let listing = readme.split_once("```yaml\n").and_then(|(_, rest)| rest.split_once("\n```")).unwrap().0;
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("readme.yaml");
+    std::fs::write(&path, listing).unwrap();
+    let output = run(&["check-config", path.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output));
 }
 
 #[test]
