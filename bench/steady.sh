@@ -103,9 +103,7 @@ trace() {
         strace -c -U calls,name -p "${task##*/}" -o "$SCRATCH/calls/$thread.${task##*/}" 2>"$SCRATCH/calls/said.${task##*/}" &
         tracers+=($!)
     done
-    for task in "${tracers[@]}"; do
-        wait_until "strace is there" all_attached
-    done
+    wait_until "strace is there" all_attached
 }
 
 all_attached() {
@@ -136,13 +134,14 @@ by() {
         awk '{ count = $1; sub(/^[0-9]+ /, ""); printf "%s\"%s\": %d", comma, $0, count; comma = ", " }'
 }
 
-per() { awk -v a="$1" -v b="$2" 'BEGIN { printf "%.4f", b > 0 ? a / b : 0 }'; }
-is_less() { awk -v a="$1" -v b="$2" 'BEGIN { exit !(a < b) }'; }
+per() { awk -v a="$1" -v b="$2" 'BEGIN { printf "%.4f", a / b }'; }
+# is_less <a> <b>: numbers, and nothing else, can be less.
+is_less() { awk -v a="$1" -v b="$2" 'BEGIN { exit !(a ~ /^[0-9.]+$/ && a + 0 < b + 0) }'; }
 
 # measure <spans a request> <connections> <in flight each> <bound of allocations a span, or none>
 measure() {
     local spans_each=$1 connections=$2 in_flight=$3 allocations_max=$4
-    local requests spans allocations a_span calls a_request verdict
+    local requests spans kept allocations a_span calls a_request threads
     say "== $spans_each spans a request over $connections connections, driver $DRIVER"
     start_appliance
     "$bench" load --endpoint "$(endpoint otlp_grpc)" --spans-per-request "$spans_each" --connections "$connections" \
@@ -154,18 +153,25 @@ measure() {
     sleep "$SECONDS_EACH"
     scrape "$SCRATCH/second"
     requests=$(grown sluicebox_receiver_requests_total "$SCRATCH/first" "$SCRATCH/second")
-    spans=$((requests * spans_each))
-    allocations=$(grown sluicebox_allocations_total "$SCRATCH/first" "$SCRATCH/second")
-    a_span=$(per "$allocations" "$spans")
-    say "   $requests requests, $allocations allocations: $a_span a span"
-    verdict="{\"requests\": $requests, \"spans\": $spans, \"allocations\": $allocations, \"a_span\": $a_span,"
-    verdict+=" \"by_thread\": {$(allocations_by_thread "$SCRATCH/first" "$SCRATCH/second")}}"
     ((requests > 0)) || die "nothing was acknowledged: $(cat "$SCRATCH/load.log")"
+    spans=$((requests * spans_each))
+    kept=$(grown sluicebox_spans_kept_total "$SCRATCH/first" "$SCRATCH/second")
+    allocations=$(grown sluicebox_allocations_total "$SCRATCH/first" "$SCRATCH/second")
+    threads=$(allocations_by_thread "$SCRATCH/first" "$SCRATCH/second")
+    a_span=$(per "$allocations" "$spans")
+    say "   $requests requests, $spans spans, $kept of them kept; $allocations allocations: $a_span a span"
     if [[ $allocations_max != none ]] && ! is_less "$a_span" "$allocations_max"; then
         missed=yes
-        say "   MISSED: $a_span allocations a span, fewer than $allocations_max are allowed:"
-        say "   $(allocations_by_thread "$SCRATCH/first" "$SCRATCH/second")"
+        say "   MISSED: $a_span allocations a span, fewer than $allocations_max are allowed; by thread:"
+        say "   $threads"
     fi
+    {
+        printf '  {"spans_a_request": %d, "connections": %d, "in_flight_each": %d, "seconds_each": %d,\n' \
+            "$spans_each" "$connections" "$in_flight" "$SECONDS_EACH"
+        printf '   "allocations": {"requests": %d, "spans": %d, "kept": %d, "allocations": %d, "a_span": %s,\n' \
+            "$requests" "$spans" "$kept" "$allocations" "$a_span"
+        printf '    "by_thread": {%s}},\n' "$threads"
+    } >>"$out.runs"
 
     trace
     scrape "$SCRATCH/first"
@@ -176,18 +182,18 @@ measure() {
     # Calls between attaching and the first scrape count, requests of that moment do not: rather too many than too few.
     requests=$(grown sluicebox_receiver_requests_total "$SCRATCH/first" "$SCRATCH/second")
     calls=$(calls | awk '{ sum += $1 } END { printf "%d", sum }')
+    ((requests > 0)) || die "nothing was acknowledged under strace: $(cat "$SCRATCH/load.log")"
     a_request=$(per "$calls" "$requests")
     say "   $requests requests under strace, $calls calls: $a_request a request"
-    if ((requests == 0)) || ! is_less "$a_request" "$CALLS_MAX"; then
+    if ! is_less "$a_request" "$CALLS_MAX"; then
         missed=yes
         say "   MISSED: $a_request calls a request, fewer than $CALLS_MAX are allowed; most of them (calls, name, thread):"
-        calls | head -n 8 >&2
+        calls | awk 'NR <= 8' >&2
     fi
-    printf '  {"spans_a_request": %d, "connections": %d, "in_flight_each": %d, "seconds_each": %d,\n' \
-        "$spans_each" "$connections" "$in_flight" "$SECONDS_EACH" >>"$out.runs"
-    printf '   "allocations": %s,\n' "$verdict" >>"$out.runs"
-    printf '   "calls": {"requests": %d, "calls": %d, "a_request": %s,\n' "$requests" "$calls" "$a_request" >>"$out.runs"
-    printf '    "by_name": {%s},\n    "by_thread": {%s}}},\n' "$(calls | by 2)" "$(calls | by 3)" >>"$out.runs"
+    {
+        printf '   "calls": {"requests": %d, "calls": %d, "a_request": %s,\n' "$requests" "$calls" "$a_request"
+        printf '    "by_name": {%s},\n    "by_thread": {%s}}},\n' "$(calls | by 2)" "$(calls | by 3)"
+    } >>"$out.runs"
     stop
 }
 
@@ -195,9 +201,8 @@ for tool in strace curl taskset; do
     command -v "$tool" >/dev/null || die "$tool is missing"
 done
 mkdir -p "$SCRATCH" bench/results
-cargo build --release --locked -p sluicebox-bench
-# Kept aside: no other bench must find a binary that counts, or one that does not.
-cargo build --release --locked -p sluicebox --features count-allocations
+# Kept aside: no other bench must find a binary that counts.
+cargo build --release --locked -p sluicebox -p sluicebox-bench --features sluicebox/count-allocations
 cp target/release/sluicebox "$appliance"
 rm -f target/release/sluicebox "$out.runs"
 
