@@ -15,8 +15,8 @@ use crate::tls::Tls;
 /// A span's range in its body is two 32-bit numbers, and no sender means a body beyond this.
 const REQUEST_BYTES_POSSIBLE: usize = 1 << 30;
 
-/// Enough for the bodies that come back while a group of requests is written.
-const POOLED_BYTES_MAX: usize = 64 << 20;
+/// Decisions fall, and bodies come back, ten times a second: enough for what a core receives in between, twice over.
+const POOLED_BYTES_MAX: usize = 256 << 20;
 
 /// Whether network cards may write into memory of ours.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
