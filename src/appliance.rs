@@ -367,6 +367,9 @@ fn rings(count: u16) -> (Grid<Producer<Batch>>, Grid<Consumer<Batch>>) {
     (producers, consumers)
 }
 
+/// What each receiving thread will come for, and the keepers beside them.
+type Journals = (Vec<Option<JournalParts>>, Vec<JoinHandle<()>>);
+
 /// What the threads share while they are started.
 struct Context<'a> {
     config: &'a Config,
@@ -470,7 +473,7 @@ impl Context<'_> {
         &self,
         partitions: Vec<OpenPartition>,
         started: &StartedShards,
-    ) -> Result<(Vec<Option<JournalParts>>, Vec<JoinHandle<()>>), Error> {
+    ) -> Result<Journals, Error> {
         let (mut journals, mut keepers) = (Vec::new(), Vec::new());
         for OpenPartition { id, writer, feeder } in partitions {
             let threads_of_shards = started.lines.iter().map(|line| line.thread.clone());

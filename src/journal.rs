@@ -173,12 +173,19 @@ struct Group {
     records: Vec<(Tenant, Arc<Body>, u32, Vec<SpanSummary>)>,
 }
 
+/// A commit that the driver writes. Its bytes are with the driver.
+struct Commit {
+    flight: Flight<RealFile>,
+    stage: Stage,
+    group: Group,
+}
+
 /// Where the one writer of the partition is.
 enum Place {
     /// Here, with nothing to do.
     Idle(Writer<RealDisk>),
     /// Here, while the driver writes a commit of these requests.
-    Writing { writer: Writer<RealDisk>, flight: Flight<RealFile>, stage: Stage, group: Group },
+    Writing(Writer<RealDisk>, Box<Commit>),
     /// With the keeper, who may be committing these requests.
     Away(Option<Group>),
 }
@@ -287,7 +294,7 @@ impl Journal {
                 let file: Arc<dyn AsFd + Send + Sync> = Arc::<RealFile>::clone(flight.file());
                 let (position, range) = (flight.position, flight.range.clone());
                 let memory = stage.lend();
-                self.place = Place::Writing { writer, flight, stage, group };
+                self.place = Place::Writing(writer, Box::new(Commit { flight, stage, group }));
                 Some(Write { file, position, memory, range })
             }
             Err(error) => {
@@ -407,14 +414,14 @@ impl Lane for Journal {
     }
 
     fn written(&mut self, memory: Vec<u8>, result: io::Result<()>, now: Monotonic, answers: &mut Answers) {
-        let (mut writer, flight, mut stage, group) =
-            match std::mem::replace(&mut self.place, Place::Away(None)) {
-                Place::Writing { writer, flight, stage, group } => (writer, flight, stage, group),
-                other => {
-                    self.place = other;
-                    return;
-                }
-            };
+        let (mut writer, commit) = match std::mem::replace(&mut self.place, Place::Away(None)) {
+            Place::Writing(writer, commit) => (writer, *commit),
+            other => {
+                self.place = other;
+                return;
+            }
+        };
+        let Commit { flight, mut stage, group } = commit;
         stage.take_back(memory);
         if result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::InvalidInput) {
             // Only a part was written, or the disk's sectors are larger than ours; the plain way can do either.

@@ -247,7 +247,7 @@ impl Offender {
 pub(crate) fn gzip_bytes() -> &'static [u8] {
     static BOMB: LazyLock<Vec<u8>> = LazyLock::new(|| {
         let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
-        let zeros = [0; 1 << 20];
+        let zeros = vec![0; 1 << 20];
         for _ in 0..BOMB_BYTES / zeros.len() {
             encoder.write_all(&zeros).unwrap();
         }

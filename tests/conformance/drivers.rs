@@ -34,6 +34,7 @@ pub(crate) fn has(driver: &str) -> bool {
 }
 
 /// What the binary says when it is asked to start with this driver and does not.
+#[expect(clippy::disallowed_methods, reason = "it looks again until the process has started or ended")]
 fn problem_with(driver: &str) -> Option<String> {
     let home = home(driver, json!({}));
     let mut child = Command::new(BINARY)
