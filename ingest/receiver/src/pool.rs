@@ -174,7 +174,8 @@ mod tests {
         let part = bytes.slice(1..);
         assert_eq!(part, "ody");
         drop(bytes);
-        assert_ne!(pool.take(200_000).as_ptr(), place, "somebody still has it");
+        let other = pool.take(200_000);
+        assert_ne!(other.as_ptr(), place, "somebody still has it");
         std::thread::spawn(move || drop(part)).join().unwrap();
         let again = pool.take(200_000);
         assert_eq!((again.as_ptr(), again.len()), (place, 0));
