@@ -31,6 +31,7 @@ mod plan;
 #[path = "../../../bench/src/random.rs"]
 mod random;
 #[path = "../../../bench/src/shape.rs"]
+#[expect(dead_code, reason = "the load generator uses more of it")]
 mod shape;
 #[path = "../../../bench/src/template.rs"]
 #[expect(dead_code, reason = "the load generator uses more of it")]
