@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Counts what the steady path costs: calls of the kernel a request (strace -c on every thread) and allocations a span (the
-# feature count-allocations), and writes bench/results/<date>-<commit>-steady.json. Exit code 1 when a bound is missed:
+# feature count-allocations), and writes bench/results/<date>-<commit>-steady[-<driver>].json. Exit code 1 when a bound is missed:
 #
 #   500 spans a request over 8 connections      fewer than one call a request, fewer than 0.1 allocations a span
 #   100 spans a request over 200 connections    fewer than one call a request
@@ -26,7 +26,7 @@ ALLOCATIONS_MAX=0.1
 bench=target/release/sluicebox-bench
 appliance=$SCRATCH/sluicebox-counting
 stamp=$(date -u +%Y-%m-%d)-$(git rev-parse --short HEAD)
-out=bench/results/$stamp-steady.json
+out=bench/results/$stamp-steady$([[ $DRIVER == auto ]] || echo "-$DRIVER").json
 server="" loader="" missed=no
 tracers=()
 
