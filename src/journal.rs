@@ -256,7 +256,8 @@ impl Journal {
         self.options.group_interval.saturating_sub(now.since(self.committed_at))
     }
 
-    /// Begins what is due: a commit, else a look after retention.
+    /// Begins what is due: a look after retention, else a commit. Retention comes first, since under load a commit is always
+    /// due.
     fn begin(&mut self, now: Monotonic) -> Option<Write> {
         let is_due = !self.stage.is_empty() && self.linger(now).is_zero();
         let must_retain = now.since(self.retained_at) >= RETAIN_INTERVAL;
@@ -270,7 +271,7 @@ impl Journal {
                 return None;
             }
         };
-        if !is_due {
+        if must_retain {
             self.retained_at = now;
             self.ask(Job::Retain(writer));
             return None;
@@ -707,6 +708,20 @@ mod tests {
         bench.begin();
         drop(bench.submit("nobody waits for it"));
         assert_eq!(bench.stored(), ["first", "nobody waits for it"]);
+    }
+
+    #[test]
+    fn retention_has_its_turn_although_a_commit_is_always_due() {
+        let mut bench = Bench::new();
+        bench.begin();
+        bench.now = bench.now.plus(RETAIN_INTERVAL);
+        let mut outcome = bench.submit(&"x".repeat(2 << 20));
+        assert!(bench.turn().is_none(), "the keeper looks after retention first");
+        assert_eq!(bench.journal.retained_at, bench.now);
+        let write = bench.until_write();
+        do_write(&write);
+        bench.written(write, Ok(()));
+        assert_eq!(outcome.try_recv(), Ok(Outcome::Stored));
     }
 
     #[test]
