@@ -19,7 +19,7 @@ use crate::cpus::{self, Cpus};
 const SEGMENT_BYTES_MIN: u64 = 1 << 20;
 
 /// Shares of the memory budget. What is left is for receive buffers, the archive's open segments and queries.
-const LIVE_SHARE: f64 = 0.25;
+const LIVE_SHARE: f64 = 0.20;
 const BODIES_SHARE: f64 = 0.40;
 const RINGS_SHARE: f64 = 0.05;
 const OPEN_SEGMENTS_SHARE: f64 = 0.10;

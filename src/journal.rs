@@ -1,4 +1,4 @@
-//! One core's journal, on the thread that receives: requests are copied into the next commit while they are still in the
+//! One core's journal, on the thread that receives: requests are laid out for the next commit while they are still in the
 //! cache, committed together, answered, and handed to the shards. What can take long is the [keeper](crate::keeper)'s.
 
 use std::collections::VecDeque;
@@ -173,7 +173,7 @@ struct Group {
     records: Vec<(Tenant, Arc<Body>, u32, Vec<SpanSummary>)>,
 }
 
-/// A commit that the driver writes. Its bytes are with the driver.
+/// A commit that the driver writes. It holds the bytes meanwhile.
 struct Commit {
     flight: Flight<RealFile>,
     stage: Stage,
@@ -293,10 +293,9 @@ impl Journal {
         match writer.begin(&mut stage, clock::unix()) {
             Ok(flight) => {
                 let file: Arc<dyn AsFd + Send + Sync> = Arc::<RealFile>::clone(flight.file());
-                let (position, range) = (flight.position, flight.range.clone());
-                let memory = stage.lend();
+                let (position, pieces) = (flight.position, stage.lend());
                 self.place = Place::Writing(writer, Box::new(Commit { flight, stage, group }));
-                Some(Write { file, position, memory, range })
+                Some(Write { file, position, pieces })
             }
             Err(error) => {
                 // It said that it takes the commit, so something came in between; the keeper finds out what.
@@ -414,7 +413,7 @@ impl Lane for Journal {
         write
     }
 
-    fn written(&mut self, memory: Vec<u8>, result: io::Result<()>, now: Monotonic, answers: &mut Answers) {
+    fn written(&mut self, result: io::Result<()>, now: Monotonic, answers: &mut Answers) {
         let (mut writer, commit) = match std::mem::replace(&mut self.place, Place::Away(None)) {
             Place::Writing(writer, commit) => (writer, *commit),
             other => {
@@ -423,7 +422,7 @@ impl Lane for Journal {
             }
         };
         let Commit { flight, mut stage, group } = commit;
-        stage.take_back(memory);
+        stage.take_back();
         if result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::InvalidInput) {
             // Only a part was written, or the disk's sectors are larger than ours; the plain way can do either.
             tracing::warn!(partition = %self.options.partition, "the journal is written by its keeper from now on");
@@ -607,7 +606,8 @@ mod tests {
 
         fn written(&mut self, write: Write, result: io::Result<()>) {
             let mut answers = Answers::default();
-            self.journal.written(write.memory, result, self.now, &mut answers);
+            drop(write);
+            self.journal.written(result, self.now, &mut answers);
             answers.deliver();
         }
 
@@ -615,6 +615,8 @@ mod tests {
         fn begin(&mut self) {
             let mut first = self.submit("first");
             assert_eq!(self.answer(&mut first), Outcome::Stored);
+            // The keeper answers before it gives the writer back.
+            self.journal.call_back(&mut Answers::default());
         }
 
         fn fed(&mut self) -> Vec<(Offset, Bytes)> {
@@ -639,9 +641,9 @@ mod tests {
 
     /// As the ring does it.
     fn do_write(write: &Write) {
-        let bytes = &write.memory[write.range.clone()];
-        let count = rustix::io::pwrite(write.file.as_fd(), bytes, write.position).unwrap();
-        assert_eq!(count, bytes.len());
+        let slices: Vec<_> = write.pieces.iter().map(|piece| io::IoSlice::new(piece)).collect();
+        let count = rustix::io::pwritev(write.file.as_fd(), &slices, write.position).unwrap();
+        assert_eq!(count, slices.iter().map(|slice| slice.len()).sum::<usize>());
     }
 
     #[test]

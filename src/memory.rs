@@ -40,6 +40,7 @@ impl CoreMemory {
             ("receive buffers", receive_buffer_bytes),
             ("receive rings", ring_bytes),
             ("requests in flight", part(receiver.inflight_bytes_max)),
+            ("free memory for bodies", receiver.pooled_bytes()),
             ("batches between threads", Config::ring_bytes_max(cores, memory_bytes)),
             ("live traces", live_bytes_max),
             ("bodies of live traces", part(body_bytes_max)),
@@ -90,7 +91,7 @@ mod tests {
     fn it_reads_as_people_write_it() {
         let said = of(1, 1 << 30).to_string();
         assert!(
-            said.contains("live traces 256.0 MiB, ") && said.ends_with("journal queue 64.0 MiB"),
+            said.contains("live traces 204.8 MiB, ") && said.ends_with("journal queue 64.0 MiB"),
             "{said}"
         );
     }

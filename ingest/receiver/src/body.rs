@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use crate::answer::{Reason, Refusal};
 use crate::budget::Permit;
-use crate::pool::Pool;
+use crate::pool::{self, Pool};
 
 /// One compressed flag and a big-endian length of four bytes stand before every gRPC message.
 pub(crate) const GRPC_PREFIX_BYTES: usize = 5;
@@ -21,6 +21,8 @@ const FIRST_RESERVE_BYTES_MAX: usize = 256 << 10;
 #[derive(Debug)]
 pub(crate) struct Buffer {
     bytes: Vec<u8>,
+    /// Where in `bytes` the body begins.
+    start: usize,
     declared: Option<usize>,
     bytes_max: usize,
     permit: Permit,
@@ -38,15 +40,15 @@ impl Buffer {
         if declared.is_some_and(|declared| declared > bytes_max) {
             return Err(Refusal::too_large(bytes_max));
         }
-        Ok(Self { bytes: Vec::new(), declared, bytes_max, permit, pool })
+        Ok(Self { bytes: Vec::new(), start: 0, declared, bytes_max, permit, pool })
     }
 
     pub(crate) fn push(&mut self, piece: &[u8]) -> Result<(), Refusal> {
-        let needed = self.bytes.len() + piece.len();
+        let needed = self.len() + piece.len();
         if needed > self.bytes_max {
             return Err(Refusal::too_large(self.bytes_max));
         }
-        if needed > self.bytes.capacity() {
+        if needed > self.bytes.capacity() - self.start {
             self.grow(needed)?;
         }
         self.bytes.extend_from_slice(piece);
@@ -68,24 +70,27 @@ impl Buffer {
 
     fn move_to(&mut self, bytes: usize) {
         let mut memory = self.pool.take(bytes);
-        memory.extend_from_slice(&self.bytes);
+        let start = pool::body_start(&memory);
+        memory.resize(start, 0);
+        memory.extend_from_slice(&self.bytes[self.start..]);
+        self.start = start;
         self.pool.give(mem::replace(&mut self.bytes, memory));
     }
 
     /// The body, with the permit for its memory.
     pub(crate) fn finish(mut self) -> (Bytes, Permit) {
         // The aggregator may keep the body for long: it shall hold no more than it must.
-        let (held, needed) = (self.bytes.capacity(), Pool::bytes_for(self.bytes.len()));
+        let (held, needed) = (self.bytes.capacity(), Pool::bytes_for(self.len()));
         if held > needed {
-            self.move_to(self.bytes.len());
+            self.move_to(self.len());
             self.permit.shrink(held - needed);
         }
-        let Self { bytes, declared: _, bytes_max: _, permit, pool } = self;
-        (pool.share(bytes), permit)
+        let Self { bytes, start, declared: _, bytes_max: _, permit, pool } = self;
+        (pool.share(bytes, start), permit)
     }
 
     fn len(&self) -> usize {
-        self.bytes.len()
+        self.bytes.len() - self.start
     }
 }
 
@@ -241,9 +246,10 @@ mod tests {
         let mut buffer = Buffer::new(Some(LIMIT), LIMIT, budget.permit(), pool()).unwrap();
         assert_eq!(metrics.snapshot().inflight_bytes, 0);
         buffer.push(b"x").unwrap();
-        assert_eq!(metrics.snapshot().inflight_bytes, FIRST_RESERVE_BYTES_MAX as u64);
-        buffer.push(&[0; FIRST_RESERVE_BYTES_MAX]).unwrap();
-        assert_eq!(metrics.snapshot().inflight_bytes, 2 * FIRST_RESERVE_BYTES_MAX as u64);
+        let first = Pool::bytes_for(FIRST_RESERVE_BYTES_MAX);
+        assert_eq!(metrics.snapshot().inflight_bytes, first as u64);
+        buffer.push(&vec![0; first]).unwrap();
+        assert_eq!(metrics.snapshot().inflight_bytes, Pool::bytes_for(2 * first) as u64);
         let (bytes, permit) = buffer.finish();
         assert_eq!(metrics.snapshot().inflight_bytes, Pool::bytes_for(bytes.len()) as u64);
         drop(permit);

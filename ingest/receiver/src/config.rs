@@ -15,9 +15,6 @@ use crate::tls::Tls;
 /// A span's range in its body is two 32-bit numbers, and no sender means a body beyond this.
 const REQUEST_BYTES_POSSIBLE: usize = 1 << 30;
 
-/// Decisions fall, and bodies come back, ten times a second: enough for what a core receives in between, twice over.
-const POOLED_BYTES_MAX: usize = 256 << 20;
-
 /// Whether network cards may write into memory of ours.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum ZeroCopy {
@@ -128,9 +125,11 @@ impl ReceiverConfig {
         }
     }
 
-    /// Free memory that a thread keeps for bodies to come: a small share of what bodies may hold.
-    pub(crate) fn pooled_bytes(&self) -> usize {
-        (self.inflight_bytes_max / 4 / self.cores.max(1)).min(POOLED_BYTES_MAX)
+    /// Free memory that a thread keeps for bodies to come, in bytes. As much as comes back between two rounds of decisions
+    /// is missed at full speed; it swings by a few hundred megabytes.
+    #[must_use]
+    pub fn pooled_bytes(&self) -> usize {
+        self.inflight_bytes_max / 2 / self.cores.max(1)
     }
 
     /// Whether the numbers fit together.

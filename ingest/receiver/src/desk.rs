@@ -78,8 +78,8 @@ impl Desk {
     }
 
     /// What became of the lane's write.
-    pub(crate) fn written(&mut self, memory: Vec<u8>, result: io::Result<()>, now: Monotonic) {
-        self.lane.written(memory, result, now, &mut self.answers);
+    pub(crate) fn written(&mut self, result: io::Result<()>, now: Monotonic) {
+        self.lane.written(result, now, &mut self.answers);
     }
 
     /// How long the lane can wait for its next turn.

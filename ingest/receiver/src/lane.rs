@@ -3,11 +3,11 @@
 
 use std::fmt;
 use std::io;
-use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use store_model::Monotonic;
 
 use crate::intake::{Done, Outcome, Received};
@@ -24,15 +24,8 @@ pub trait Lane {
         None
     }
 
-    /// What became of the write that [`Self::turn`] returned, and its memory, unchanged. No other is under way.
-    fn written(
-        &mut self,
-        _memory: Vec<u8>,
-        _result: io::Result<()>,
-        _now: Monotonic,
-        _answers: &mut Answers,
-    ) {
-    }
+    /// What became of the write that [`Self::turn`] returned; it was dropped. No other is under way.
+    fn written(&mut self, _result: io::Result<()>, _now: Monotonic, _answers: &mut Answers) {}
 
     /// How long nothing is due; `None` for as long as nothing is submitted and nobody wakes the thread.
     fn rest(&self, _now: Monotonic) -> Option<Duration> {
@@ -73,16 +66,15 @@ pub struct Write {
     pub file: Arc<dyn AsFd + Send + Sync>,
     /// At which byte of it.
     pub position: u64,
-    /// Where they lie, untouched until [`Lane::written`].
-    pub memory: Vec<u8>,
-    /// Which bytes of `memory`.
-    pub range: Range<usize>,
+    /// The bytes, one piece behind the other; no more of them than Linux takes in one call (1,024).
+    pub pieces: Vec<Bytes>,
 }
 
 impl fmt::Debug for Write {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { file: _, position, memory: _, range } = self;
-        f.debug_struct("Write").field("position", position).field("range", range).finish_non_exhaustive()
+        let Self { file: _, position, pieces } = self;
+        let count = pieces.len();
+        f.debug_struct("Write").field("position", position).field("pieces", &count).finish_non_exhaustive()
     }
 }
 

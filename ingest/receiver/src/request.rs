@@ -370,7 +370,7 @@ fn decompressed(
     }
     let room = permit.room();
     match decompress_into(encoding, stored, bytes_max.min(room), |bytes| pool.take(bytes)) {
-        Ok(body) => permit.grow(body.capacity()).map(|()| pool.share(body)),
+        Ok(body) => permit.grow(body.capacity()).map(|()| pool.share(body, 0)),
         Err(error) if error.is_too_large() && room < bytes_max => Err(permit.refusal_beyond(room)),
         Err(error) if error.is_too_large() => Err(Refusal::too_large(bytes_max)),
         Err(error) => Err(malformed(&error)),

@@ -11,6 +11,8 @@ use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::OFlags;
 
+use crate::disk;
+
 /// Positions, lengths and addresses that nearly every disk accepts; commits are padded to it and lie so in memory.
 const ALIGNMENT: usize = 512;
 
@@ -50,10 +52,13 @@ impl DirectFile {
 
     /// Writes all slices one behind the other.
     pub(crate) fn write_at(&self, slices: &[IoSlice<'_>], mut position: u64) -> io::Result<()> {
-        if let [slice] = slices
-            && slice.as_ptr().addr().is_multiple_of(ALIGNMENT)
-        {
-            return self.file.write_all_at(slice, position);
+        let lies_right = |slice: &IoSlice<'_>| {
+            slice.as_ptr().addr().is_multiple_of(ALIGNMENT) && slice.len().is_multiple_of(ALIGNMENT)
+        };
+        if slices.iter().all(lies_right) {
+            return disk::write_all(slices, position, |slices, position| {
+                Ok(rustix::io::pwritev(&self.file, slices, position)?)
+            });
         }
         let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
         staging.resize(CHUNK_BYTES + MEMORY_ALIGNMENT, 0);

@@ -241,7 +241,7 @@ impl DiskFile for RealFile {
 const SLICES_MAX: usize = 1024;
 
 /// Calls `write` until every byte is written, however few it takes at a time.
-fn write_all(
+pub(crate) fn write_all(
     slices: &[IoSlice<'_>],
     mut position: u64,
     mut write: impl FnMut(&[IoSlice<'_>], u64) -> io::Result<usize>,

@@ -16,19 +16,20 @@
 //! header                                  commit
 //!   0  magic          8  "SLUICLOG"         0  magic          u32  "SLCM"
 //!   8  crc            u32  of 12..512       4  crc            u32  of 8..64, seeded with the salt
-//!  12  version        u16  2                8  kind           u16  1 records, 2 seal
+//!  12  version        u16  3                8  kind           u16  1 records, 2 seal
 //!  14  reserved       u16                  10  reserved       u16
 //!  16  epoch          u32                  12  epoch          u32
 //!  20  reserved       u32                  16  base offset    u64  of its first record
 //!  24  base offset    u64                  24  timestamp      u64  never falls within a partition
-//!  32  previous end   u64                  32  payload bytes  u64
+//!  32  previous end   u64                  32  payload bytes  u64  zeros between payloads included
 //!  40  created at     u64                  40  record count   u32
 //!  48  zeros                               44  table crc      u32
 //!                                          48  zero sectors   u32
 //!                                          52  zeros
 //!                                          64  table: {length u32, crc u32} for each record
 //!                                              zeros up to the next sector
-//!                                              payloads, one behind the other
+//!                                              payloads, one behind the other; before one of
+//!                                              16 KiB or more zeros up to the next sector
 //!                                              zeros up to the next block
 //! ```
 //!
@@ -52,8 +53,10 @@ use store_model::{Epoch, Offset, UnixNanos};
 pub(crate) const SECTOR_BYTES: usize = 512;
 const SEGMENT_MAGIC: [u8; 8] = *b"SLUICLOG";
 /// 1 had payloads right behind the table, where no writer could lay them out before it knew how many there are, and commits
-/// on sectors.
-const SEGMENT_VERSION: u16 = 2;
+/// on sectors. 2 had no zeros between payloads, so that all of them had to be copied for a direct write.
+const SEGMENT_VERSION: u16 = 3;
+/// Payloads from this length on begin on a sector: those are worth a place of their own in a direct write.
+pub(crate) const APART_BYTES: u64 = 16 << 10;
 /// What file systems reserve. A direct write of whole blocks has nothing to clear around it, so it need not wait for
 /// others, and the kernel does it at once instead of handing it to a thread.
 pub(crate) const BLOCK_BYTES: usize = 4096;
@@ -270,14 +273,25 @@ impl CommitHeader {
     }
 }
 
+/// Where a payload of `length` bytes begins when the one before it ends at `end`, both counted from the first payload.
+pub(crate) fn payload_place(end: u64, length: u64) -> u64 {
+    if length >= APART_BYTES { end.next_multiple_of(SECTOR_BYTES as u64) } else { end }
+}
+
 /// One record in a commit's table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct TableEntry {
+    /// Where its payload begins, counted from the first one. Not in the table: it follows from the lengths before.
+    pub(crate) start: u64,
     pub(crate) length: u32,
     pub(crate) crc: u32,
 }
 
 impl TableEntry {
+    pub(crate) fn end(self) -> u64 {
+        self.start + u64::from(self.length)
+    }
+
     pub(crate) fn matches(self, payload: &[u8]) -> bool {
         payload.len() as u64 == u64::from(self.length) && crc32c::crc32c(payload) == self.crc
     }
@@ -288,11 +302,16 @@ pub(crate) fn parse_table(bytes: &[u8], header: &CommitHeader) -> Option<Vec<Tab
     if crc32c::crc32c(bytes) != header.table_crc {
         return None;
     }
-    let (entries, _) = bytes.as_chunks::<TABLE_ENTRY_BYTES>();
-    let entries: Vec<TableEntry> =
-        entries.iter().map(|entry| TableEntry { length: u32_at(entry, 0), crc: u32_at(entry, 4) }).collect();
-    let payload_bytes: u64 = entries.iter().map(|entry| u64::from(entry.length)).sum();
-    (payload_bytes == header.payload_bytes).then_some(entries)
+    let (lines, _) = bytes.as_chunks::<TABLE_ENTRY_BYTES>();
+    let mut entries = Vec::with_capacity(lines.len());
+    let mut end = 0;
+    for line in lines {
+        let (length, crc) = (u32_at(line, 0), u32_at(line, 4));
+        let entry = TableEntry { start: payload_place(end, u64::from(length)), length, crc };
+        end = entry.end();
+        entries.push(entry);
+    }
+    (end == header.payload_bytes).then_some(entries)
 }
 
 /// What the writer says about a commit beside its records.
@@ -531,7 +550,7 @@ mod tests {
                 let header = CommitHeader::parse(bytes, salt)?;
                 parse_table(&bytes[COMMIT_HEADER_BYTES..end], &header)
             };
-            prop_assert_eq!(table(&bytes), Some(vec![TableEntry { length: 0, crc: 0 }]));
+            prop_assert_eq!(table(&bytes), Some(vec![TableEntry { start: 0, length: 0, crc: 0 }]));
             let bit = flip.index(end * 8);
             bytes[bit / 8] ^= 1 << (bit % 8);
             prop_assert_eq!(table(&bytes), None);

@@ -139,17 +139,17 @@ impl<F: DiskFile> SegmentFile<F> {
     /// The payload of one record, read without the rest of its commit.
     pub(crate) fn record(&self, from: u64, offset: Offset) -> Result<Bytes, Error> {
         let (position, header) = self.find(from, offset)?;
-        let mut payload = position + header.payload_start();
+        let payloads = position + header.payload_start();
         let mut at = header.base_offset;
         for entry in self.table(position, &header, offset)? {
             if at == offset {
-                let bytes = self.bytes_at(payload, u64::from(entry.length))?;
+                let start = payloads + entry.start;
+                let bytes = self.bytes_at(start, u64::from(entry.length))?;
                 return bytes
                     .filter(|bytes| entry.matches(bytes))
                     .map(Bytes::from)
-                    .ok_or_else(|| self.damaged(payload, "the record does not match its checksum", offset));
+                    .ok_or_else(|| self.damaged(start, "the record does not match its checksum", offset));
             }
-            payload += u64::from(entry.length);
             at = at.plus(1);
         }
         // `find` only returns commits whose table has a place for the offset.
@@ -164,25 +164,25 @@ impl<F: DiskFile> SegmentFile<F> {
         from: Offset,
     ) -> Result<Vec<ReadRecord>, Error> {
         let table = self.table(position, header, from)?;
-        let mut start = position + header.payload_start();
-        let payload = self.bytes_at(start, header.payload_bytes)?;
-        let mut payload = Bytes::from(
-            payload.ok_or_else(|| self.damaged(position, "the file ends inside the commit", from))?,
+        let payloads = position + header.payload_start();
+        let bytes = self.bytes_at(payloads, header.payload_bytes)?;
+        let bytes = Bytes::from(
+            bytes.ok_or_else(|| self.damaged(position, "the file ends inside the commit", from))?,
         );
         let mut records = Vec::with_capacity(table.len());
-        let mut offset = header.base_offset;
-        for entry in table {
-            // The table's sum was checked against the payload's length.
-            let bytes = payload.split_to(payload.len().min(entry.length as usize));
-            if offset >= from {
-                records.push(if entry.matches(&bytes) {
-                    Ok((offset, bytes))
-                } else {
-                    Err(self.damaged(start, "the record does not match its checksum", offset))
-                });
+        for (number, entry) in (0..).zip(table) {
+            let offset = header.base_offset.plus(number);
+            if offset < from {
+                continue;
             }
-            start += u64::from(entry.length);
-            offset = offset.plus(1);
+            // The table's last payload was found to end where they all do, and no end passes that of the next.
+            let payload = bytes.slice(to_usize(entry.start)..to_usize(entry.end()));
+            records.push(if entry.matches(&payload) {
+                Ok((offset, payload))
+            } else {
+                let reason = "the record does not match its checksum";
+                Err(self.damaged(payloads + entry.start, reason, offset))
+            });
         }
         Ok(records)
     }
@@ -267,21 +267,25 @@ impl<F: DiskFile> SegmentFile<F> {
     }
 }
 
+/// A place in memory; beyond any where the number is.
+fn to_usize(number: u64) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
+}
+
 /// The records of a commit that do not match its table.
 fn broken_records(position: u64, header: &CommitHeader, table: &[TableEntry], payload: &[u8]) -> Vec<Damage> {
     let mut damages = Vec::new();
-    let (mut start, mut offset) = (0, header.base_offset);
-    for entry in table {
-        let end = start + entry.length as usize;
-        if !payload.get(start..end).is_some_and(|bytes| entry.matches(bytes)) {
+    for (number, entry) in (0..).zip(table) {
+        let range = to_usize(entry.start)..to_usize(entry.end());
+        if !payload.get(range).is_some_and(|bytes| entry.matches(bytes)) {
+            let first = header.base_offset.plus(number);
             damages.push(Damage {
-                position: position + header.payload_start() + start as u64,
+                position: position + header.payload_start() + entry.start,
                 reason: "the record does not match its checksum",
-                first: offset,
-                end: offset.plus(1),
+                first,
+                end: first.plus(1),
             });
         }
-        (start, offset) = (end, offset.plus(1));
     }
     damages
 }

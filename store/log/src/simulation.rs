@@ -9,6 +9,7 @@ use bytes::Bytes;
 use store_model::{Epoch, Offset, UnixNanos};
 
 use crate::sim::{Faults, Random, SimDisk};
+use crate::stage::on_a_sector;
 use crate::{Error, PartitionOptions, Reader, Retention, Sync, Writer, choose};
 
 /// Their numbers mean: (seed, durable commits only).
@@ -61,6 +62,7 @@ impl World {
         let bytes = match self.random.below(10) {
             0 => 0,
             1 => self.random.below(9_000),
+            2 if self.random.once_in(3) => 16_000 + self.random.below(8_000),
             _ => self.random.below(700),
         };
         // Some payloads hold whole sectors of zeros, as torn commits do.
@@ -115,8 +117,10 @@ impl World {
         let count = 1 + self.random.below(4);
         let payloads: Vec<Vec<u8>> = (0..count).map(|_| self.payload()).collect();
         for payload in &payloads {
-            let (head, body) = payload.split_at(payload.len().min(7));
-            writer.append([Bytes::copy_from_slice(head), Bytes::copy_from_slice(body)]);
+            // What is long enough is written from where it lies.
+            let (head, body) =
+                payload.split_at(payload.len().min(if payload.len() < 9_000 { 7 } else { 512 }));
+            writer.append([Bytes::copy_from_slice(head), on_a_sector(body)]);
         }
         let durable = self.durable_only || self.random.once_in(3);
         let sync = if durable { Sync::Durable } else { Sync::PageCache };

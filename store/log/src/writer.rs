@@ -2,7 +2,6 @@
 //! what recovery found. Decides nothing about damage; [`crate::recovery`] does.
 
 use std::io::{self, IoSlice};
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -101,8 +100,7 @@ pub struct Flight<F> {
     first: Offset,
     records: u64,
     rolled: bool,
-    /// Where its bytes lie in the stage's memory.
-    pub range: Range<usize>,
+    bytes: u64,
     /// Where they go in the file.
     pub position: u64,
 }
@@ -119,7 +117,7 @@ impl<F: DiskFile> Flight<F> {
     /// # Errors
     /// What the disk says; it is for [`Writer::end`] to judge.
     pub fn write(&self, stage: &Stage, sync: Sync) -> io::Result<()> {
-        self.file.file.write_at(&[IoSlice::new(stage.bytes(self.range.clone()))], self.position)?;
+        self.file.file.write_at(&stage.io_slices(), self.position)?;
         match sync {
             // Whatever it says: a sync that failed is never a mere lack of space, after which one may go on.
             Sync::Durable => self.file.file.sync_data().map_err(io::Error::other),
@@ -237,8 +235,8 @@ impl<D: Disk> Writer<D> {
         !is_full && !is_damaged
     }
 
-    /// Begins the commit of these records, which somebody else writes, durably: the bytes in [`Flight::range`] of the stage's
-    /// memory. [`Self::end`] has to follow before the next one begins. Makes a new segment where that is due.
+    /// Begins the commit of these records, which somebody else writes, durably: the bytes that [`Stage::lend`]
+    /// gives. [`Self::end`] has to follow before the next one begins. Makes a new segment where that is due.
     ///
     /// # Errors
     /// As [`Self::commit`].
@@ -373,12 +371,12 @@ impl<D: Disk> Writer<D> {
             base_offset: first,
             timestamp: self.newest_at,
         };
-        let range = stage.close(facts, file.salt);
-        Ok(Flight { file, segment, first, records: stage.records(), rolled, range, position })
+        stage.close(facts, file.salt);
+        Ok(Flight { file, segment, first, records: stage.records(), rolled, bytes, position })
     }
 
     fn try_end(&mut self, flight: Flight<D::File>, written: io::Result<()>) -> Result<Committed, Error> {
-        let Flight { file, segment, first, records, rolled, range, position } = flight;
+        let Flight { file, segment, first, records, rolled, bytes, position } = flight;
         if let Err(source) = written {
             let operation = "write to";
             if !error::is_no_space(&source) {
@@ -388,7 +386,6 @@ impl<D: Disk> Writer<D> {
             file.cut(position)?;
             return Err(Error::io(&file.path, operation, source));
         }
-        let bytes = range.len() as u64;
         let end = first.plus(records);
         let newest_at = self.newest_at;
         let mut view = self.shared.change();

@@ -23,7 +23,7 @@ const OPERATIONS: [u8; 9] = [
     opcode::Shutdown::CODE,
     opcode::Close::CODE,
     opcode::SendZc::CODE,
-    opcode::Write::CODE,
+    opcode::Writev::CODE,
 ];
 
 /// Tries what a thread will do. Returns what the driver makes use of.

@@ -8,6 +8,7 @@ use std::mem;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::time::Duration;
 
+use bytes::Bytes;
 use io_uring::types::{CancelBuilder, Fd, Fixed, SubmitArgs, Timespec};
 use io_uring::{IoUring, Parameters, Submitter, cqueue, opcode, squeue};
 use rustix::event::PollFlags;
@@ -131,8 +132,21 @@ pub(super) enum Event {
     Sent { peer: u32, result: Result<(), Errno>, buffer: Vec<u8> },
     /// A peer was told that nothing follows, or is gone.
     Shut { peer: u32 },
-    /// A write is durable, or it cannot be. The memory comes back as it went.
-    Written { memory: Vec<u8>, result: Result<(), Errno> },
+    /// A write is durable, or it cannot be. What was written is let go of.
+    Written { result: Result<(), Errno> },
+}
+
+/// A piece of a write, as the kernel reads it: `struct iovec`.
+#[repr(C)]
+struct IoVector {
+    base: *const u8,
+    length: usize,
+}
+
+/// A write under way, and what the kernel is told about it.
+struct Writing {
+    write: Write,
+    vectors: Vec<IoVector>,
 }
 
 /// A ring.
@@ -148,7 +162,7 @@ pub(super) struct Ring {
     /// Buffers being sent, by connection; empty where none is.
     sends: mem::ManuallyDrop<Vec<Vec<u8>>>,
     /// What is being written.
-    write: mem::ManuallyDrop<Option<Write>>,
+    write: mem::ManuallyDrop<Option<Writing>>,
     under_way: usize,
     /// Whether something is being sent since the last wait.
     has_fresh_sends: bool,
@@ -260,14 +274,15 @@ impl Ring {
     /// Writes through to the disk. One at a time.
     pub(super) fn write(&mut self, write: Write) {
         assert!(self.write.is_none(), "a lane has one write under way");
-        let write = self.write.insert(write);
-        let bytes = &write.memory[write.range.clone()];
-        let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+        let vector = |piece: &Bytes| IoVector { base: piece.as_ptr(), length: piece.len() };
+        let vectors = write.pieces.iter().map(vector).collect();
+        let Writing { write, vectors } = self.write.insert(Writing { write, vectors });
         // The file may be closed by its owner meanwhile, but `write.file` keeps it open. It goes with one call, so
         // that a number of a file is not waiting anywhere.
         let file = Fd(write.file.as_fd().as_raw_fd());
-        let entry =
-            opcode::Write::new(file, bytes.as_ptr(), length).offset(write.position).rw_flags(WRITE_FLAGS);
+        let count = u32::try_from(vectors.len()).unwrap_or(u32::MAX);
+        let entry = opcode::Writev::new(file, vectors.as_ptr().cast(), count);
+        let entry = entry.offset(write.position).rw_flags(WRITE_FLAGS);
         self.begin(Operation::Write, 0, entry.build());
     }
 
@@ -404,9 +419,10 @@ impl Ring {
         match operation {
             Operation::Control => None,
             Operation::Shut => Some(Event::Shut { peer: number }),
-            Operation::Write => self.write.take().map(|Write { memory, range, .. }| {
-                let is_whole = |count| if count as usize == range.len() { Ok(()) } else { Err(Errno::INVAL) };
-                Event::Written { memory, result: result.and_then(is_whole) }
+            Operation::Write => self.write.take().map(|Writing { vectors, .. }| {
+                let length: usize = vectors.iter().map(|vector| vector.length).sum();
+                let is_whole = |count| if count as usize == length { Ok(()) } else { Err(Errno::INVAL) };
+                Event::Written { result: result.and_then(is_whole) }
             }),
             Operation::Wake => Some(Event::Woken { ends }),
             Operation::Accept => Some(Event::Accepted { door: number, result: result.map(File), ends }),

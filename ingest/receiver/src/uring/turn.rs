@@ -161,8 +161,8 @@ impl Turning {
             }
             Event::Sent { peer, result, buffer } => self.peers.sent(peer, result, buffer, &self.desk),
             Event::Shut { peer } => self.peers.shut(peer),
-            Event::Written { memory, result } => {
-                self.desk.written(memory, result.map_err(io::Error::from), now);
+            Event::Written { result } => {
+                self.desk.written(result.map_err(io::Error::from), now);
             }
         }
     }
@@ -177,8 +177,8 @@ impl Turning {
             self.ring.wait(Some(LAST_WAIT));
             let now = clock::monotonic();
             while let Some(event) = self.ring.event() {
-                if let Event::Written { memory, result } = event {
-                    self.desk.written(memory, result.map_err(io::Error::from), now);
+                if let Event::Written { result } = event {
+                    self.desk.written(result.map_err(io::Error::from), now);
                 }
             }
         }
