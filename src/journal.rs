@@ -14,7 +14,7 @@ use ingest_otlp::Body;
 use ingest_receiver::{Answers, Berth, Done, Intake as _, Lane, Outcome, Received, Wake, Write};
 use rtrb::Producer;
 use store_log::{BodyRecord, Committed, Error, Flight, RealDisk, RealFile, Stage, Writer};
-use store_model::{Monotonic, Offset, PartitionId, ShardId, SpanLocation, SpanSummary, Tenant};
+use store_model::{Monotonic, Offset, PartitionId, ShardId, SpanLocation, SpanRuns, Tenant};
 
 use crate::clock;
 use crate::intake::Entrance;
@@ -108,12 +108,11 @@ impl Feeder {
     fn take(&mut self, whole: Batch) {
         let shards = self.outlets.len();
         let home = usize::from(whole.partition.0) % shards.max(1);
-        let Batch { partition, offset, tenant, body, refused, summaries } = whole;
-        for (shard, (outlet, summaries)) in self.outlets.iter_mut().zip(split(summaries, shards)).enumerate()
-        {
+        let Batch { partition, offset, tenant, body, refused, spans } = whole;
+        for (shard, (outlet, spans)) in self.outlets.iter_mut().zip(split(spans, shards)).enumerate() {
             let refused = if shard == home { refused } else { 0 };
             let (tenant, body) = (tenant.clone(), body.clone());
-            outlet.waiting.push_back(Batch { partition, offset, tenant, body, refused, summaries });
+            outlet.waiting.push_back(Batch { partition, offset, tenant, body, refused, spans });
         }
     }
 
@@ -143,14 +142,16 @@ impl Feeder {
     }
 }
 
-fn split(summaries: Vec<SpanSummary>, shards: usize) -> Vec<Vec<SpanSummary>> {
+fn split(spans: SpanRuns, shards: usize) -> Vec<SpanRuns> {
     if shards <= 1 {
-        return vec![summaries];
+        return vec![spans];
     }
     let count = u16::try_from(shards).unwrap_or(u16::MAX);
-    let mut parts = vec![Vec::with_capacity(summaries.len() / shards * 5 / 4); shards];
-    for span in summaries {
-        parts[usize::from(span.trace_id.shard(count).0)].push(span);
+    let mut parts = vec![SpanRuns::default(); shards];
+    for (run, ranges) in spans.iter() {
+        let part = &mut parts[usize::from(run.trace_id.shard(count).0)];
+        part.runs.push(*run);
+        part.ranges.extend_from_slice(ranges);
     }
     parts
 }
@@ -170,7 +171,7 @@ pub(crate) struct JournalOptions {
 #[derive(Default)]
 struct Group {
     answers: Vec<Done>,
-    records: Vec<(Tenant, Arc<Body>, u32, Vec<SpanSummary>)>,
+    records: Vec<(Tenant, Arc<Body>, u32, SpanRuns)>,
 }
 
 /// A commit that the driver writes. It holds the bytes meanwhile.
@@ -341,16 +342,16 @@ impl Journal {
         self.committed_at = now;
         let outcome = match result {
             Ok(committed) => {
-                for (number, (tenant, body, refused, summaries)) in (0..).zip(group.records) {
+                for (number, (tenant, body, refused, spans)) in (0..).zip(group.records) {
                     let offset = committed.first.plus(number);
-                    self.feeder.take(Batch { partition, offset, tenant, body, refused, summaries });
+                    self.feeder.take(Batch { partition, offset, tenant, body, refused, spans });
                 }
                 Outcome::Stored
             }
             Err(error) => {
                 tracing::error!(%partition, %error, "journal write failed, its requests are refused");
-                for (tenant, _, refused, summaries) in group.records {
-                    self.entrance.refused.add(&tenant, summaries.len() as u64 + u64::from(refused));
+                for (tenant, _, refused, spans) in group.records {
+                    self.entrance.refused.add(&tenant, spans.len() as u64 + u64::from(refused));
                 }
                 let reason = "the journal cannot be written".to_owned();
                 Outcome::Unavailable { retry_after: REOPEN_AFTER, reason }
@@ -386,17 +387,17 @@ impl Journal {
 impl Lane for Journal {
     fn submit(&mut self, request: Received, done: Done) {
         if let Err(outcome) = self.entrance.admits(&request.tenant, self.is_full()) {
-            let spans = request.summaries.len() as u64 + u64::from(request.refused);
+            let spans = request.spans.len() as u64 + u64::from(request.refused);
             self.entrance.refuse(&request.tenant, spans);
             return done.send(outcome);
         }
-        let Received { tenant, arrived_at, encoding, stored, body, containers, summaries, refused } = request;
-        let span_count = u32::try_from(summaries.len()).unwrap_or(u32::MAX);
+        let Received { tenant, arrived_at, encoding, stored, body, containers, spans, refused } = request;
+        let span_count = u32::try_from(spans.len()).unwrap_or(u32::MAX);
         let record =
             BodyRecord { tenant: tenant.clone(), arrived_at, encoding, span_count, refused, body: stored };
         self.stage.push(&record.encode_head(), &record.body);
         let body = Arc::new(Body { bytes: body, containers });
-        self.group.records.push((tenant, body, refused, summaries));
+        self.group.records.push((tenant, body, refused, spans));
         if self.options.answer_at_once {
             done.send(Outcome::Stored);
         } else {
@@ -565,7 +566,7 @@ mod tests {
                 stored: body.clone(),
                 body,
                 containers: Containers::default(),
-                summaries: Vec::new(),
+                spans: SpanRuns::default(),
                 refused: 3,
             };
             self.journal.submit(request, done);

@@ -9,7 +9,7 @@ use ingest_otlp::{Body, Containers};
 use store_archive::ShardWriter;
 use store_archive::settlement::{KeptDecision, Settlement, TenantCounts};
 use store_log::{BodyRecord, Reader, RealDisk};
-use store_model::{Offset, PartitionId, Symbols, Tenant, UnixNanos};
+use store_model::{Offset, PartitionId, SpanRuns, Symbols, Tenant, UnixNanos};
 
 use crate::appliance::Error;
 use crate::bodies::JournalBodies;
@@ -135,17 +135,18 @@ pub(crate) fn replay(
             let record = BodyRecord::decode(payload).map_err(|error| error.to_string())?;
             let bytes = ingest_otlp::decompress(record.encoding, &record.body, request_bytes_max)
                 .map_err(|error| error.to_string())?;
-            let mut summaries = Vec::with_capacity(record.span_count as usize);
+            let mut runs = SpanRuns::default();
             let mut containers = Containers::default();
-            ingest_otlp::summarise(&bytes, &mut cache, &mut containers, &mut |span| summaries.push(span))
+            ingest_otlp::summarise(&bytes, &mut cache, &mut containers, &mut |span| runs.push(&span))
                 .map_err(|error| error.to_string())?;
             let body = Arc::new(Body { bytes, containers });
-            Ok(Batch { partition, offset, tenant: record.tenant, body, refused: record.refused, summaries })
+            let BodyRecord { tenant, refused, .. } = record;
+            Ok(Batch { partition, offset, tenant, body, refused, spans: runs })
         });
         match batch {
             Ok(batch) => {
                 records += 1;
-                spans += batch.summaries.len() as u64;
+                spans += batch.spans.len() as u64;
                 feeder.feed(batch);
             }
             Err(error) => tracing::error!(%partition, %error, "journal record cannot be read again"),

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use ingest_aggregator::{Batch, Gauges, LiveSpans, Shard, Turn};
 use rtrb::Consumer;
-use store_model::{Monotonic, Offset, PartitionId, ShardId, SpanSummary, Tenant, TraceId, UnixNanos};
+use store_model::{Monotonic, Offset, PartitionId, ShardId, Tenant, TraceId, UnixNanos};
 
 use crate::clock;
 use crate::gate::Gate;
@@ -30,7 +30,7 @@ pub(crate) type UndecidedBody = (PartitionId, Offset, Option<Bytes>);
 
 /// What a batch holds in memory while it waits.
 pub(crate) fn batch_bytes(batch: &Batch) -> usize {
-    batch.body.bytes.len() + batch.summaries.len() * size_of::<SpanSummary>()
+    batch.body.bytes.len() + batch.spans.heap_bytes()
 }
 
 /// A question about live traces.

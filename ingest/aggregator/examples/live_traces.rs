@@ -18,7 +18,7 @@ use ingest_otlp::messages::{
 use ingest_otlp::{Body, Containers};
 use prost::Message;
 use store_model::{
-    BodyRange, Monotonic, Offset, PartitionId, SpanSummary, Symbols, Tenant, Threshold, TraceId, UnixNanos,
+    BodyRange, Monotonic, Offset, PartitionId, SpanRuns, Symbols, Tenant, Threshold, TraceId, UnixNanos,
 };
 
 const SPANS: usize = 500;
@@ -215,9 +215,9 @@ fn run(template: &Template, live: usize, spans_a_trace: usize, holding: Holding)
                 });
             }
             let bytes = template.request(&traces, half, number);
-            let (mut summaries, mut containers) = (Vec::<SpanSummary>::new(), Containers::default());
-            ingest_otlp::summarise(&bytes, &mut symbols, &mut containers, &mut |span| summaries.push(span))?;
-            made.push((Bytes::from(bytes), containers, summaries, number));
+            let (mut spans, mut containers) = (SpanRuns::default(), Containers::default());
+            ingest_otlp::summarise(&bytes, &mut symbols, &mut containers, &mut |span| spans.push(&span))?;
+            made.push((Bytes::from(bytes), containers, spans, number));
             number += 1;
         }
         // The first half fills the table, the second is measured.
@@ -230,9 +230,9 @@ fn run(template: &Template, live: usize, spans_a_trace: usize, holding: Holding)
         }
         let copied = cpu_ns()?;
         let mut turns = Vec::new();
-        let mut spans = 0;
-        for (bytes, containers, summaries, number) in made {
-            spans += summaries.len() as u64;
+        let mut span_count = 0;
+        for (bytes, containers, spans, number) in made {
+            span_count += spans.len() as u64;
             let body = match holding {
                 Holding::References => Arc::new(Body { bytes, containers }),
                 Holding::Arena => Body::unwalked(Bytes::new()),
@@ -243,7 +243,7 @@ fn run(template: &Template, live: usize, spans_a_trace: usize, holding: Holding)
                 tenant: Tenant::default(),
                 body,
                 refused: 0,
-                summaries,
+                spans,
             };
             now += step_ns;
             shard.take(batch, Monotonic(now));
@@ -260,7 +260,7 @@ fn run(template: &Template, live: usize, spans_a_trace: usize, holding: Holding)
         let gathered = cpu_ns()?;
         shard.forget_archived(turns.last().map_or(0, |turn| turn.number));
         if is_measured {
-            cost.spans += spans;
+            cost.spans += span_count;
             cost.kept_spans += kept.iter().map(|trace| trace.spans.len() as u64).sum::<u64>();
             cost.copy_ns += copied - start;
             cost.shard_ns += settled - copied;

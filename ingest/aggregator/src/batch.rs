@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ingest_otlp::Body;
 use store_model::{
-    Counts, Offset, PartitionId, Reason, SpanLocation, SpanSummary, Tenant, Threshold, TraceId, UnixNanos,
+    Counts, Offset, PartitionId, Reason, SpanLocation, SpanRuns, Tenant, Threshold, TraceId, UnixNanos,
 };
 
 /// One journal record's spans of one shard. Every shard gets a batch for every record, an empty one if need be, so
@@ -22,7 +22,7 @@ pub struct Batch {
     /// Spans of the request that were refused; told to one shard only.
     pub refused: u32,
     /// The spans of this shard.
-    pub summaries: Vec<SpanSummary>,
+    pub spans: SpanRuns,
 }
 
 /// Where a kept span lies, and its body if memory still holds it.

@@ -8,7 +8,7 @@
 use std::collections::VecDeque;
 
 use hashbrown::HashMap;
-use store_model::{Offset, PartitionId, Tenant, TraceId};
+use store_model::{Offset, PartitionId, SpanRuns, Tenant, TraceId};
 
 use crate::remembered::KeptMemory;
 
@@ -105,8 +105,26 @@ impl Filter {
         self.frontier.get(usize::from(partition.0)).is_some_and(|&frontier| offset < frontier)
     }
 
-    /// Whether a span of this trace in this record was settled before the crash.
-    pub(crate) fn is_settled(&self, key: (u32, TraceId), partition: PartitionId, offset: Offset) -> bool {
+    /// The spans of this record that were not settled before the crash.
+    pub(crate) fn undecided(
+        &self,
+        spans: &SpanRuns,
+        tenant: u32,
+        partition: PartitionId,
+        offset: Offset,
+    ) -> SpanRuns {
+        let mut undecided = SpanRuns::default();
+        for (run, ranges) in spans.iter() {
+            if !self.is_settled((tenant, run.trace_id), partition, offset) {
+                undecided.runs.push(*run);
+                undecided.ranges.extend_from_slice(ranges);
+            }
+        }
+        undecided
+    }
+
+    /// Whether spans of this trace in this record were settled before the crash.
+    fn is_settled(&self, key: (u32, TraceId), partition: PartitionId, offset: Offset) -> bool {
         let Some(&turn) = self.settled.get(&key) else { return false };
         self.frontiers[turn].get(usize::from(partition.0)).is_some_and(|&frontier| offset < frontier)
     }

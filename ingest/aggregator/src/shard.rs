@@ -11,8 +11,8 @@ use hashbrown::HashMap;
 use ingest_otlp::Body;
 use ingest_sampler::{Policy, Sketches, SlowPolicy, decide};
 use store_model::{
-    BodyRange, Monotonic, Offset, PartitionId, Randomness, Reason, SpanFlags, SpanLocation, SpanSummary,
-    Tenant, Threshold, TraceId, UnixNanos, Verdict,
+    Monotonic, Offset, PartitionId, Reason, SpanFlags, SpanLocation, SpanRun, Tenant, Threshold, TraceId,
+    UnixNanos, Verdict,
 };
 
 use crate::batch::{Batch, DroppedTrace, KeptSpan, KeptTrace, Turn};
@@ -20,7 +20,7 @@ use crate::bodies::{Bodies, Run};
 use crate::in_flight::InFlight;
 use crate::remembered::{KeptMemory, Remembered, ShardKey};
 use crate::resume::{Filter, Resume};
-use crate::table::{Folded, LiveTrace, Table};
+use crate::table::{LiveTrace, Table};
 use crate::tally::Tally;
 use crate::wheel::{Entry, Tick, Wheel};
 
@@ -127,8 +127,8 @@ pub struct Shard {
     filter: Option<Filter>,
     in_flight: InFlight,
     turn: OpenTurn,
-    /// Of one block, each with the place of its first span in the batch. Kept for its memory.
-    coming: Vec<(Part, usize)>,
+    /// Of one block. Kept for its memory.
+    coming: Vec<Part>,
 }
 
 /// Spans of one trace in a row, with all that its trace learns from them.
@@ -137,7 +137,7 @@ struct Part {
     key: ShardKey,
     hash: u64,
     run: Run,
-    folded: Folded,
+    spans: SpanRun,
 }
 
 /// Runs looked at together. Each has up to six cache lines to ask for: what a core's first cache holds.
@@ -207,7 +207,7 @@ impl Shard {
 
     /// Takes the spans of one journal record. Records that were taken before are ignored.
     pub fn take(&mut self, batch: Batch, now: Monotonic) {
-        let Batch { partition, offset, tenant, body, refused, summaries } = batch;
+        let Batch { partition, offset, tenant, body, refused, spans } = batch;
         let Some(bodies) = self.bodies.get(usize::from(partition.0)) else { return };
         if offset < bodies.consumed() {
             return;
@@ -218,39 +218,33 @@ impl Shard {
         let seen_before = self.filter.as_ref().is_some_and(|filter| filter.was_consumed(partition, offset));
         if !seen_before {
             let counts = &mut self.turn.tally.of(tenant).counts;
-            counts.arrived += summaries.len() as u64 + u64::from(refused);
+            counts.arrived += spans.len() as u64 + u64::from(refused);
             counts.refused += u64::from(refused);
         }
-        let mut undecided: Vec<BodyRange> = Vec::with_capacity(summaries.len());
         let mut coming = std::mem::take(&mut self.coming);
-        // Senders batch the spans of a trace in a row, so that a run of them is looked up once.
-        let mut runs = summaries.chunk_by(|a, b| a.trace_id == b.trace_id);
-        let mut place = 0;
-        loop {
+        let filter = self.filter.as_ref().filter(|_| seen_before);
+        let undecided = match filter {
+            None => spans,
+            Some(filter) => filter.undecided(&spans, tenant, partition, offset),
+        };
+        let mut first = 0;
+        for runs in undecided.runs.chunks(BLOCK_RUNS) {
             coming.clear();
-            for spans in runs.by_ref().take(BLOCK_RUNS) {
-                let key = (tenant, spans[0].trace_id);
-                let filter = self.filter.as_ref().filter(|_| seen_before);
-                if !filter.is_some_and(|filter| filter.is_settled(key, partition, offset)) {
-                    let (first, count) = (short(undecided.len()), short(spans.len()));
-                    let run = Run { record, first, count, partition };
-                    undecided.extend(spans.iter().map(|span| span.range));
-                    let (hash, folded) = (self.table.hash(key), Folded::of(spans));
-                    self.table.prefetch_cell(hash);
-                    coming.push((Part { key, hash, run, folded }, place));
-                }
-                place += spans.len();
-            }
-            if coming.is_empty() && place == summaries.len() {
-                break;
-            }
+            coming.extend(runs.iter().map(|&spans| {
+                let key = (tenant, spans.trace_id);
+                let hash = self.table.hash(key);
+                self.table.prefetch_cell(hash);
+                let run = Run { record, first, count: spans.span_count, partition };
+                first += spans.span_count;
+                Part { key, hash, run, spans }
+            }));
             self.prefetch(&coming);
-            for (part, place) in &coming {
-                self.take_part(part, &summaries[*place..], now);
+            for part in &coming {
+                self.take_part(part, now);
             }
         }
         self.coming = coming;
-        self.bodies[usize::from(partition.0)].push(offset, tenant, body, undecided);
+        self.bodies[usize::from(partition.0)].push(offset, tenant, body, undecided.ranges);
         self.bodies[usize::from(partition.0)].evict_to(self.config.limits.body_bytes_max);
         let bodies = &self.bodies;
         if self.filter.as_ref().is_some_and(|filter| filter.is_done(|index| bodies[index].consumed())) {
@@ -390,8 +384,8 @@ impl Shard {
 
     /// Asks the memory for what [`Self::take_part`] will look at, all runs at once: one after the other they would each
     /// wait for three or four lines that lie anywhere. Their lines of the index were asked for when they were found.
-    fn prefetch(&self, parts: &[(Part, usize)]) {
-        for &(Part { hash, .. }, _) in parts {
+    fn prefetch(&self, parts: &[Part]) {
+        for &Part { hash, .. } in parts {
             // Only a trace that is not live is looked for among the remembered.
             if !self.table.prefetch_slot(hash) {
                 self.remembered.prefetch(hash);
@@ -399,40 +393,32 @@ impl Shard {
         }
     }
 
-    /// Adds spans to their live trace, opened if need be. Those that are late wait for the end of the turn. `spans` begins
-    /// with those of the part.
-    fn take_part(&mut self, part: &Part, spans: &[SpanSummary], now: Monotonic) {
-        let &Part { key, hash, run, .. } = part;
+    /// Adds spans to their live trace, opened if need be. Those that are late wait for the end of the turn.
+    fn take_part(&mut self, part: &Part, now: Monotonic) {
+        let &Part { key, hash, run, spans } = part;
         if let Some(slot) = self.table.find(key, hash) {
-            self.append(slot, run, &part.folded, now);
+            self.append(slot, run, &spans, now);
             return;
         }
         let inherited = self.remembered.kept(key, hash);
-        let is_error = |span: &SpanSummary| span.flags.has(SpanFlags::ERROR);
-        if inherited.is_some() || is_error(&spans[0]) || !self.remembered.was_dropped(hash) {
-            self.open(part, spans[0].randomness, inherited, now);
-            return;
-        }
         // An error reopens a trace that was let go: what is left of it is kept.
-        let spans = &spans[..run.count as usize];
-        let (late, rest) = spans.split_at(spans.iter().position(is_error).unwrap_or(spans.len()));
-        let late_run = Run { count: short(late.len()), ..run };
-        self.turn.late.push(Part { run: late_run, folded: Folded::of(late), ..*part });
-        if let Some(error) = rest.first() {
-            let run = Run { first: run.first + late_run.count, count: short(rest.len()), ..run };
-            self.open(&Part { run, folded: Folded::of(rest), ..*part }, error.randomness, None, now);
+        let begins = inherited.is_some() || spans.flags.has(SpanFlags::ERROR);
+        if begins || !self.remembered.was_dropped(hash) {
+            self.open(part, inherited, now);
+        } else {
+            self.turn.late.push(*part);
         }
     }
 
     /// A new live trace that begins with `part`.
-    fn open(&mut self, part: &Part, randomness: Randomness, inherited: Option<KeptMemory>, now: Monotonic) {
-        let slot = self.table.insert(part.key, part.hash, randomness, inherited, now);
+    fn open(&mut self, part: &Part, inherited: Option<KeptMemory>, now: Monotonic) {
+        let slot = self.table.insert(part.key, part.hash, part.spans.randomness, inherited, now);
         self.schedule(slot, now.plus(self.config.timing.quiet_after_root), now);
-        self.append(slot, part.run, &part.folded, now);
+        self.append(slot, part.run, &part.spans, now);
     }
 
-    fn append(&mut self, slot: u32, run: Run, folded: &Folded, now: Monotonic) {
-        if let Some(root) = self.table.append(slot, run, folded, now) {
+    fn append(&mut self, slot: u32, run: Run, spans: &SpanRun, now: Monotonic) {
+        if let Some(root) = self.table.append(slot, run, spans, now) {
             self.sketches.record(&root, now);
         }
         let (spans, spans_max) = (self.table.spans_of(slot), self.config.limits.trace_spans_max);
@@ -471,9 +457,9 @@ impl Shard {
 
     /// Spans of dropped traces follow the decision, unless an error reopened the trace in the same turn.
     fn settle_late(&mut self, now: Monotonic) {
-        for Part { key, hash, run, folded } in std::mem::take(&mut self.turn.late) {
+        for Part { key, hash, run, spans } in std::mem::take(&mut self.turn.late) {
             if let Some(slot) = self.table.find(key, hash) {
-                self.append(slot, run, &folded, now);
+                self.append(slot, run, &spans, now);
                 continue;
             }
             let of_tenant = self.turn.tally.of(key.0);
@@ -566,9 +552,4 @@ impl Shard {
             self.settle(slot, Verdict::Shed, turn);
         }
     }
-}
-
-/// Spans of one record: its length is below 4 GiB, so their number is too.
-fn short(spans: usize) -> u32 {
-    u32::try_from(spans).unwrap_or(u32::MAX)
 }

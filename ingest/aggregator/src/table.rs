@@ -8,7 +8,7 @@ use std::hash::{BuildHasher, Hasher};
 
 use hashbrown::{DefaultHashBuilder, HashMap};
 use ingest_sampler::{Root, TraceFacts};
-use store_model::{Monotonic, PartitionId, Randomness, SpanFlags, SpanSummary, Symbol, TraceId, UnixNanos};
+use store_model::{Monotonic, PartitionId, Randomness, SpanFlags, SpanRun, Symbol, TraceId, UnixNanos};
 
 use crate::bodies::Run;
 use crate::cells::Cells;
@@ -71,33 +71,6 @@ struct Slot {
 }
 
 const _: () = assert!(size_of::<Slot>() == 128);
-
-/// The facts of spans in a row, folded into one.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Folded {
-    start: UnixNanos,
-    end: UnixNanos,
-    has_error: bool,
-    /// The first root among them.
-    root: Option<Root>,
-}
-
-impl Folded {
-    #[inline(always)]
-    pub(crate) fn of(spans: &[SpanSummary]) -> Self {
-        let mut folded = Self { start: UnixNanos(u64::MAX), end: UnixNanos(0), has_error: false, root: None };
-        for span in spans {
-            folded.start = folded.start.min(span.start);
-            folded.end = folded.end.max(UnixNanos(span.start.0.saturating_add(span.duration_ns)));
-            folded.has_error |= span.flags.has(SpanFlags::ERROR);
-            if folded.root.is_none() && span.flags.has(SpanFlags::ROOT) {
-                let &SpanSummary { service, operation, duration_ns, .. } = span;
-                folded.root = Some(Root { service, operation, duration_ns });
-            }
-        }
-        folded
-    }
-}
 
 /// A trace that still receives spans, at one moment.
 #[derive(Clone, Debug)]
@@ -277,7 +250,7 @@ impl Table {
     }
 
     /// Appends a run to the chain of `slot` and folds its facts into the trace. The root comes back when it is the first.
-    pub(crate) fn append(&mut self, slot: u32, run: Run, folded: &Folded, now: Monotonic) -> Option<Root> {
+    pub(crate) fn append(&mut self, slot: u32, run: Run, spans: &SpanRun, now: Monotonic) -> Option<Root> {
         let Slot { hot, cold } = &mut self.slots[slot];
         if hot.span_count == 0 {
             cold.first.run = run;
@@ -292,10 +265,14 @@ impl Table {
         self.span_count += run.count as usize;
         hot.last_seen = now;
         hot.span_count = hot.span_count.saturating_add(run.count);
-        hot.start = hot.start.min(folded.start);
-        hot.end = hot.end.max(folded.end);
-        hot.has_error |= folded.has_error;
-        let root = folded.root.filter(|_| !hot.has_root)?;
+        hot.start = hot.start.min(spans.start);
+        hot.end = hot.end.max(spans.end);
+        hot.has_error |= spans.flags.has(SpanFlags::ERROR);
+        if hot.has_root || !spans.flags.has(SpanFlags::ROOT) {
+            return None;
+        }
+        let &SpanRun { root_service, root_operation, root_duration_ns, .. } = spans;
+        let root = Root { service: root_service, operation: root_operation, duration_ns: root_duration_ns };
         hot.has_root = true;
         cold.root = root;
         Some(root)

@@ -44,7 +44,7 @@ fn batch(offset: u64, summaries: Vec<SpanSummary>) -> Batch {
         tenant: Tenant::default(),
         body: Body::unwalked(vec![0; 100].into()),
         refused: 0,
-        summaries,
+        spans: summaries.into_iter().collect(),
     }
 }
 
@@ -320,8 +320,9 @@ proptest! {
         prop_assert_eq!(shard.gauges().live_spans, 0);
         prop_assert_eq!((ledger.arrived, ledger.settled), (total, total));
         prop_assert!(ledger.kept.values().all(|&times| times == 1));
-        let errors: BTreeSet<(u64, u32)> = journal.iter().flat_map(|batch| batch.summaries.iter()
-            .filter(|span| span.flags.has(SpanFlags::ERROR)).map(|span| (batch.offset.0, span.range.position))).collect();
+        let errors: BTreeSet<(u64, u32)> = journal.iter().flat_map(|batch| batch.spans.iter()
+            .filter(|(run, _)| run.flags.has(SpanFlags::ERROR))
+            .flat_map(|(_, ranges)| ranges.iter().map(|range| (batch.offset.0, range.position)))).collect();
         prop_assert!(errors.iter().all(|place| ledger.kept.contains_key(place)), "an error was sampled out");
     }
 }

@@ -52,8 +52,8 @@ pub struct ReceiverConfig {
     pub jaeger_http_tls: Option<Arc<Tls>>,
     /// The largest request, in bytes after decompression. OTLP 1.11 recommends 64 MiB.
     pub request_bytes_max: usize,
-    /// Budget for bodies being received or waiting for their answer, both forms of a compressed body and the summaries
-    /// included, of all cores together. At least twice `request_bytes_max`.
+    /// Budget for bodies being received or waiting for their answer, both forms of a compressed body and what is known of its
+    /// spans included, of all cores together. At least twice `request_bytes_max`.
     pub inflight_bytes_max: usize,
     /// How many receiving threads, each with its own listeners.
     pub cores: usize,

@@ -27,10 +27,10 @@ struct Sink {
 
 impl Sink {
     fn submit(&self, request: Received, done: Done) {
-        let Received { body, summaries, refused, .. } = &request;
-        assert!(!summaries.is_empty(), "a request without spans is answered before");
-        assert!(summaries.len() + *refused as usize <= body.len(), "each span has bytes");
-        self.spans.fetch_add(summaries.len() as u64, Ordering::Relaxed);
+        let Received { body, spans, refused, .. } = &request;
+        assert!(!spans.is_empty(), "a request without spans is answered before");
+        assert!(spans.len() + *refused as usize <= body.len(), "each span has bytes");
+        self.spans.fetch_add(spans.len() as u64, Ordering::Relaxed);
         if self.holds.load(Ordering::Relaxed) {
             self.held.lock().unwrap_or_else(PoisonError::into_inner).push(done);
         } else {

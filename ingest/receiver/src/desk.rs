@@ -110,7 +110,7 @@ impl Desk {
             Opening::Answered(answer) => return Some(self.counted(back.protocol, answer, 0)),
             Opening::Store { received, because, permit } => (received, because, permit),
         };
-        let (spans, refused) = (received.summaries.len() as u64, received.refused);
+        let (spans, refused) = (received.spans.len() as u64, received.refused);
         let submitted = Submitted { back, spans, refused, because, _permit: permit };
         let ticket = Ticket(self.submitted.insert_with(|_| submitted).to_bits());
         let done = Done::to_inbox(Arc::clone(&self.inbox), ticket);

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use ingest_otlp::Containers;
-use store_model::{Encoding, SpanSummary, Symbols, Tenant, UnixNanos};
+use store_model::{Encoding, SpanRuns, Symbols, Tenant, UnixNanos};
 use tokio::sync::oneshot;
 
 use crate::inbox::{Inbox, Ticket};
@@ -28,12 +28,12 @@ pub struct Received {
     /// The body as received, still compressed. What is not OTLP's protobuf on the wire (JSON, Zipkin, Jaeger)
     /// is it here, with [`Encoding::Identity`].
     pub stored: Bytes,
-    /// The body decompressed: what the ranges of `summaries` point into.
+    /// The body decompressed: what the ranges of `spans` point into.
     pub body: Bytes,
     /// What stands around the spans of `body`.
     pub containers: Containers,
-    /// The spans that are taken, in the order of the body; never empty.
-    pub summaries: Vec<SpanSummary>,
+    /// The spans that are taken; never empty.
+    pub spans: SpanRuns,
     /// How many spans of the body are not taken, since their ids are not ids. They count as arrived and refused.
     pub refused: u32,
 }

@@ -4,7 +4,9 @@
 use bytes::Bytes;
 use ingest_dialects::{Dialect, door, transcode};
 use ingest_otlp::{Containers, decompress_into, json_to_protobuf, summarise};
-use store_model::{Encoding, InvalidTenant, SpanSummary, SymbolCache, Tenant, UnixNanos};
+use store_model::{
+    BodyRange, Encoding, InvalidTenant, SpanRun, SpanRuns, SpanSummary, SymbolCache, Tenant, UnixNanos,
+};
 
 use crate::answer::{Form, Reason, Refusal};
 use crate::budget::Permit;
@@ -19,8 +21,8 @@ const HTTP_PATH: &[u8] = b"/v1/traces";
 /// A summary list starts with room for a body of spans of this size, and doubles: smaller spans are rare.
 const SPAN_BYTES_LIKELY: usize = 256;
 
-/// The most room a summary list starts with.
-const SUMMARIES_FIRST_MAX: usize = 1_024;
+/// The most spans there is room for at first.
+const SPANS_FIRST_MAX: usize = 1_024;
 
 /// What may be said once. Twice is not a choice that is ours to make.
 #[derive(Debug, Default)]
@@ -328,19 +330,18 @@ pub(crate) fn open(
             (Encoding::Identity, body.clone(), body)
         }
     };
-    let first = (body.len() / SPAN_BYTES_LIKELY + 4).min(SUMMARIES_FIRST_MAX);
-    let mut summaries = Summaries { list: Vec::new(), first, starved: None, permit };
+    let first = (body.len() / SPAN_BYTES_LIKELY + 4).min(SPANS_FIRST_MAX);
+    let mut spans = Collected { spans: SpanRuns::default(), first, starved: None, permit };
     let mut containers = Containers::default();
-    let walked = summarise(&body, symbols, &mut containers, &mut |summary| summaries.push(summary))
+    let walked = summarise(&body, symbols, &mut containers, &mut |span| spans.push(&span))
         .map_err(|error| malformed(&error))?;
     let refused = walked.rejected;
     let because = walked.rejected_because.unwrap_or_default();
-    if let Some(refusal) = summaries.starved {
+    if let Some(refusal) = spans.starved {
         return Err(refusal.with_spans(u64::from(walked.accepted) + u64::from(refused)));
     }
-    let summaries = summaries.list;
-    let received =
-        Received { tenant, arrived_at: now, encoding, stored, body, containers, summaries, refused };
+    let spans = spans.spans;
+    let received = Received { tenant, arrived_at: now, encoding, stored, body, containers, spans, refused };
     Ok(Opened { received, because })
 }
 
@@ -381,27 +382,41 @@ fn malformed(error: &ingest_otlp::Error) -> Refusal {
     Refusal::new(Reason::Malformed, error.to_string())
 }
 
-/// Summaries as they come out of the walk, which cannot be stopped: once memory is refused, the rest is dropped.
-struct Summaries<'a> {
-    list: Vec<SpanSummary>,
+/// Spans as they come out of the walk, which cannot be stopped: once memory is refused, the rest is dropped.
+struct Collected<'a> {
+    spans: SpanRuns,
     first: usize,
     starved: Option<Refusal>,
     permit: &'a mut Permit,
 }
 
-impl Summaries<'_> {
-    fn push(&mut self, summary: SpanSummary) {
-        if self.starved.is_some() {
+impl Collected<'_> {
+    #[inline(always)]
+    fn push(&mut self, span: &SpanSummary) {
+        let SpanRuns { runs, ranges } = &self.spans;
+        if (ranges.len() == ranges.capacity() || runs.len() == runs.capacity()) && !self.grow() {
             return;
         }
-        if self.list.len() == self.list.capacity() {
-            let more = self.list.len().max(self.first);
-            if let Err(refusal) = self.permit.grow(more * size_of::<SpanSummary>()) {
-                self.starved = Some(refusal);
-                return;
-            }
-            self.list.reserve_exact(more);
+        self.spans.push(span);
+    }
+
+    /// Makes room for one more, whether it begins a run or not; false when there is no memory for it.
+    #[cold]
+    fn grow(&mut self) -> bool {
+        if self.starved.is_some() {
+            return false;
         }
-        self.list.push(summary);
+        let SpanRuns { runs, ranges } = &mut self.spans;
+        let more_ranges = if ranges.len() == ranges.capacity() { ranges.len().max(self.first) } else { 0 };
+        // Nobody knows how many spans a trace has in a row, and what is reserved in vain weighs eight times a range.
+        let more_runs = if runs.len() == runs.capacity() { runs.len().max(self.first / 8 + 1) } else { 0 };
+        let bytes = more_ranges * size_of::<BodyRange>() + more_runs * size_of::<SpanRun>();
+        if let Err(refusal) = self.permit.grow(bytes) {
+            self.starved = Some(refusal);
+            return false;
+        }
+        ranges.reserve_exact(more_ranges);
+        runs.reserve_exact(more_runs);
+        true
     }
 }

@@ -97,7 +97,7 @@ impl Shared {
                 }
                 Opening::Answered(Answer::Refused(refusal))
             }
-            Ok((Opened { received, because }, _permit)) if received.summaries.is_empty() => {
+            Ok((Opened { received, because }, _permit)) if received.spans.is_empty() => {
                 if received.refused > 0 {
                     self.intake.refuse(&tenant, u64::from(received.refused));
                 }

@@ -208,7 +208,7 @@ impl Core {
             Opening::Store { received, because, permit } => (received, because, permit),
         };
         let (done, outcome) = Done::awaited();
-        let (spans, refused) = (received.summaries.len() as u64, received.refused);
+        let (spans, refused) = (received.spans.len() as u64, received.refused);
         let submitted = Submitted { outcome, protocol, spans, refused, because, _permit: permit };
         if let Some(lane) = &mut *self.lane.borrow_mut() {
             self.shared.submit(self.index, &mut **lane, received, done);

@@ -380,9 +380,9 @@ fn outcomes(pieces: &[&[u8]]) -> Outcomes {
     let is_http2 = matches!(talk.session.wire, Wire::Http2(_));
     let received = std::mem::take(&mut *talk.intake.received.lock().unwrap());
     let received = received.iter().map(|request| {
-        let Received { tenant, encoding, stored, body, summaries, refused, .. } = request;
+        let Received { tenant, encoding, stored, body, spans, refused, .. } = request;
         assert_eq!(&ingest_otlp::decompress(*encoding, stored, MIB).unwrap(), body);
-        (tenant.to_string(), *encoding, stored.to_vec(), summaries.len(), *refused)
+        (tenant.to_string(), *encoding, stored.to_vec(), spans.len(), *refused)
     });
     let received = received.collect();
     let (grpc, http) = (talk.metrics(), talk.desk.shared.metrics.snapshot().http);
@@ -686,7 +686,7 @@ fn credit_is_withheld_while_memory_is_tight_and_answers_are_due() {
     let config = ReceiverConfig { inflight_bytes_max: 10 * MIB, request_bytes_max: 5 * MIB, ..slow() };
     let mut talk = Talk::with(&config);
     *talk.intake.held.lock().unwrap() = Some(Vec::new());
-    let plain = framed(0, &body(60_000));
+    let plain = framed(0, &body(66_000));
     let frames = |stream| {
         let data = plain.chunks(16_384).map(move |piece| frame(DATA, 0, stream, piece));
         [

@@ -34,7 +34,7 @@ async fn an_accepted_request_is_handed_on_whole_and_answered_without_partial_suc
     assert_eq!((&received.body[..], &received.stored[..]), (&body[..], &body[..]));
     assert_eq!(received.tenant.as_str(), "default");
     assert_eq!((received.arrived_at, received.encoding, received.refused), (NOW, Encoding::Identity, 0));
-    assert_eq!(received.summaries.len(), 3);
+    assert_eq!(received.spans.len(), 3);
     assert_eq!(server.intake.name_of(0), "operation-0");
     let counted = server.snapshot().grpc;
     assert_eq!((counted.requests_accepted, counted.spans_accepted), (1, 3));
@@ -56,7 +56,7 @@ async fn http_answers_in_the_form_of_the_request_over_both_versions() {
             .await;
         assert_eq!((heard.status, heard.json()), (StatusCode::OK, serde_json::json!({})));
         let (_, received) = &server.intake.received()[1];
-        assert_eq!((received.encoding, received.summaries.len()), (Encoding::Identity, 2));
+        assert_eq!((received.encoding, received.spans.len()), (Encoding::Identity, 2));
         assert_eq!(received.stored, received.body, "JSON is journaled as the protobuf it means");
         assert_eq!(json_of(&received.body), json_of(&body));
     }
@@ -80,14 +80,14 @@ async fn compressed_bodies_are_kept_as_they_came() {
         assert_eq!(heard.status, StatusCode::OK);
         for (_, received) in server.intake.received() {
             assert_eq!((&received.stored[..], received.encoding), (&compressed[..], encoding));
-            assert_eq!((&received.body[..], received.summaries.len()), (&body[..], 200));
+            assert_eq!((&received.body[..], received.spans.len()), (&body[..], 200));
         }
         let headers = [JSON, ("content-encoding", name)];
         let text = json_of(&body);
         let text = if name == "gzip" { gzip(text.as_bytes()) } else { zstd(text.as_bytes()) };
         assert_eq!(server.http(Version::HTTP_11, &headers, text).await.status, StatusCode::OK);
         let (_, last) = server.intake.received().remove(2);
-        assert_eq!((last.encoding, last.summaries.len()), (Encoding::Identity, 200));
+        assert_eq!((last.encoding, last.spans.len()), (Encoding::Identity, 200));
     }
 }
 
@@ -130,7 +130,7 @@ async fn refused_spans_are_reported_and_the_rest_is_taken() {
     assert_eq!(heard["partialSuccess"]["errorMessage"], partial.error_message);
 
     for (_, received) in server.intake.received() {
-        assert_eq!((received.summaries.len(), received.refused), (2, 1));
+        assert_eq!((received.spans.len(), received.refused), (2, 1));
     }
     assert!(server.intake.refused().is_empty(), "they travel with the request");
     let counted = server.snapshot().http;

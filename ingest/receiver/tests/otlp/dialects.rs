@@ -144,7 +144,7 @@ async fn recorded_bodies_of_real_clients_are_handed_on_as_otlp() {
             assert_eq!((request.encoding, &request.stored[..]), (Encoding::Identity, &otlp[..]));
             assert_eq!(request.body, otlp);
         }
-        let (snapshot, spans) = (server.snapshot(), received[0].1.summaries.len() as u64);
+        let (snapshot, spans) = (server.snapshot(), received[0].1.spans.len() as u64);
         let counted = snapshot.of(one.protocol);
         assert_eq!(counted.requests_accepted, sent);
         assert_eq!(counted.spans_accepted, sent * spans);
@@ -309,7 +309,7 @@ async fn spans_with_unusable_ids_are_counted_and_the_rest_is_taken() {
     let heard = send(&server, Protocol::Zipkin, Version::HTTP_11, door::ZIPKIN_PATH, &[], body).await;
     assert_eq!((heard.status.as_u16(), heard.body.len()), (202, 0));
     let received = server.intake.only();
-    assert_eq!((received.summaries.len(), received.refused), (1, 1));
+    assert_eq!((received.spans.len(), received.refused), (1, 1));
     let counted = server.snapshot().zipkin;
     assert_eq!((counted.requests_partial, counted.spans_accepted, counted.spans_refused), (1, 1, 1));
 }

@@ -98,7 +98,7 @@ async fn ask(server: &Server, asked: &Asked) -> Made {
                     request.encoding,
                     stored,
                     body,
-                    request.summaries.len(),
+                    request.spans.len(),
                     request.refused,
                 )
             })

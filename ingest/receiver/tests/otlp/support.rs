@@ -75,7 +75,7 @@ impl Fake {
     }
 
     pub(crate) fn name_of(&self, index: usize) -> String {
-        self.symbols.name(self.received()[index].1.summaries[0].operation)
+        self.symbols.name(self.received()[index].1.spans.runs[0].root_operation)
     }
 
     pub(crate) async fn holds(&self, count: usize) {
