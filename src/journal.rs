@@ -199,8 +199,9 @@ pub(crate) struct Journal {
     /// The next commit.
     stage: Stage,
     group: Group,
-    /// Kept for its memory.
-    spare: Option<Stage>,
+    /// Kept for their memory.
+    spare: Option<(Stage, Group)>,
+    head: Vec<u8>,
     /// Bytes of the commit that is being written.
     bytes_under_way: usize,
     feeder: Feeder,
@@ -236,6 +237,7 @@ impl Journal {
             stage: Stage::default(),
             group: Group::default(),
             spare: None,
+            head: Vec::new(),
             bytes_under_way: 0,
             feeder,
             keeper,
@@ -277,9 +279,9 @@ impl Journal {
             self.ask(Job::Retain(writer));
             return None;
         }
-        let spare = self.spare.take().unwrap_or_default();
-        let stage = std::mem::replace(&mut self.stage, spare);
-        let group = std::mem::take(&mut self.group);
+        let (spare_stage, spare_group) = self.spare.take().unwrap_or_default();
+        let stage = std::mem::replace(&mut self.stage, spare_stage);
+        let group = std::mem::replace(&mut self.group, spare_group);
         self.bytes_under_way = stage.payload_bytes();
         if self.writes && writer.takes(&stage) {
             self.begin_write(writer, stage, group)
@@ -332,7 +334,7 @@ impl Journal {
     fn settle(
         &mut self,
         result: Result<Committed, Error>,
-        group: Group,
+        mut group: Group,
         mut stage: Stage,
         now: Monotonic,
         answers: &mut Answers,
@@ -342,7 +344,7 @@ impl Journal {
         self.committed_at = now;
         let outcome = match result {
             Ok(committed) => {
-                for (number, (tenant, body, refused, spans)) in (0..).zip(group.records) {
+                for (number, (tenant, body, refused, spans)) in (0..).zip(group.records.drain(..)) {
                     let offset = committed.first.plus(number);
                     self.feeder.take(Batch { partition, offset, tenant, body, refused, spans });
                 }
@@ -350,7 +352,7 @@ impl Journal {
             }
             Err(error) => {
                 tracing::error!(%partition, %error, "journal write failed, its requests are refused");
-                for (tenant, _, refused, spans) in group.records {
+                for (tenant, _, refused, spans) in group.records.drain(..) {
                     self.entrance.refused.add(&tenant, spans.len() as u64 + u64::from(refused));
                 }
                 let reason = "the journal cannot be written".to_owned();
@@ -358,9 +360,9 @@ impl Journal {
             }
         };
         // A sender that has hung up will send again; copies are recognised.
-        group.answers.into_iter().for_each(|done| answers.give(done, outcome.clone()));
+        group.answers.drain(..).for_each(|done| answers.give(done, outcome.clone()));
         stage.clear();
-        self.spare = Some(stage);
+        self.spare = Some((stage, group));
     }
 
     fn is_full(&self) -> bool {
@@ -395,7 +397,8 @@ impl Lane for Journal {
         let span_count = u32::try_from(spans.len()).unwrap_or(u32::MAX);
         let record =
             BodyRecord { tenant: tenant.clone(), arrived_at, encoding, span_count, refused, body: stored };
-        self.stage.push(&record.encode_head(), &record.body);
+        record.encode_head_into(&mut self.head);
+        self.stage.push(&self.head, &record.body);
         let body = Arc::new(Body { bytes: body, containers });
         self.group.records.push((tenant, body, refused, spans));
         if self.options.answer_at_once {

@@ -48,10 +48,17 @@ impl BodyRecord {
     /// that it can be written from where it lies.
     #[must_use]
     pub fn encode_head(&self) -> Vec<u8> {
+        let mut head = Vec::new();
+        self.encode_head_into(&mut head);
+        head
+    }
+
+    /// As [`Self::encode_head`], over what `head` was.
+    pub fn encode_head_into(&self, head: &mut Vec<u8>) {
         let Self { tenant, arrived_at, encoding, span_count, refused, body } = self;
         let name = tenant.as_str().as_bytes();
         let is_large = body.len() as u64 >= APART_BYTES;
-        let mut head = Vec::with_capacity(SECTOR_BYTES);
+        head.clear();
         // A tenant's name has at most 150 bytes.
         let name_bytes = u8::try_from(name.len()).unwrap_or(u8::MAX);
         head.extend([RECORD_VERSION, encoding.code(), name_bytes, u8::from(is_large)]);
@@ -62,7 +69,6 @@ impl BodyRecord {
         if is_large {
             head.resize(SECTOR_BYTES, 0);
         }
-        head
     }
 
     /// Takes a payload apart; the body is a slice of it.
