@@ -265,6 +265,18 @@ impl Appliance {
         self.endpoints
     }
 
+    /// The room whose thread has ended although nobody asked it to: it panicked, and nobody does its work.
+    pub(crate) fn lost_thread(&self) -> Option<&'static str> {
+        let ended = |threads: &[JoinHandle<()>]| threads.iter().any(JoinHandle::is_finished);
+        let rooms = [
+            ("receiver", !self.receiver.is_whole()),
+            ("keeper", ended(&self.keepers)),
+            ("shard", ended(&self.shards)),
+            ("archiver", ended(&self.archivers)),
+        ];
+        rooms.into_iter().find(|(_, is_lost)| *is_lost).map(|(room, _)| room)
+    }
+
     /// Stops taking requests, answers those in flight, and leaves everything durable: what is undecided is in the journal.
     pub(crate) fn stop(self) {
         self.gate.close("stop", "the appliance is stopping");

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ingest_receiver::Endpoints;
 use query_api::{Service, StatusSource};
@@ -20,6 +21,9 @@ use crate::{demo, telemetry};
 
 /// Threads for questions and the admin port. Ingest has its own and is never stalled by these.
 const QUERY_THREADS: usize = 2;
+
+/// How often it is seen to that all threads are there.
+const THREAD_LOOK: Duration = Duration::from_millis(250);
 
 /// Where data lies when nobody says.
 const DATA_DIR: &str = "sluicebox-data";
@@ -132,14 +136,35 @@ async fn listen(
     write_durably(&data_dir.join("endpoints.json"), serde_json::to_string_pretty(&listening)?.as_bytes())?;
     greet(&listening, identities, data_dir);
     let demo = args.demo.then(|| tokio::spawn(demo::run(listening.clone(), args.demo_seconds)));
-    wait_for_signal().await?;
+    let lost = tokio::select! {
+        signal = wait_for_signal() => signal.map(|()| None)?,
+        room = thread_loss(appliance) => Some(room),
+    };
     if let Some(demo) = demo {
         demo.abort();
     }
     stop.send(true)?;
     queries.await??;
     admins.await??;
-    Ok(())
+    match lost {
+        None => Ok(()),
+        Some(room) => Err(format!(
+            "a {room} thread has panicked (the log says where); what was acknowledged is in the journal and is read again \
+             at the next start"
+        )
+        .into()),
+    }
+}
+
+/// Waits until a thread of the appliance is gone, and says which room it was of. A process that goes on without it would
+/// look alive to whoever could start it again.
+async fn thread_loss(appliance: &Appliance) -> &'static str {
+    loop {
+        if let Some(room) = appliance.lost_thread() {
+            return room;
+        }
+        tokio::time::sleep(THREAD_LOOK).await;
+    }
 }
 
 async fn bind(key: &str, address: SocketAddr) -> Result<TcpListener, String> {

@@ -215,6 +215,9 @@ pub trait Driver: Send {
     /// Where it listens.
     fn endpoints(&self) -> Endpoints;
 
+    /// Whether all of its threads are at work. One that is not has panicked, and what it did nobody does any more.
+    fn is_whole(&self) -> bool;
+
     /// Stops accepting, asks connections to go (GOAWAY, `connection: close`), lets requests in flight finish for
     /// `grace` at most, and joins its threads.
     fn stop(self: Box<Self>, grace: Duration);

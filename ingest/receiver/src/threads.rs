@@ -127,6 +127,10 @@ impl<W: Work> Driver for Threads<W> {
         self.endpoints
     }
 
+    fn is_whole(&self) -> bool {
+        !self.threads.iter().any(JoinHandle::is_finished)
+    }
+
     fn stop(mut self: Box<Self>, grace: Duration) {
         self.ask(grace);
         for thread in self.threads.drain(..) {
@@ -149,5 +153,45 @@ impl<W> Drop for Threads<W> {
 impl<W> fmt::Debug for Threads<W> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Threads").field("endpoints", &self.endpoints).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Idle;
+
+    impl Work for Idle {
+        const NAME: &'static str = "idle";
+
+        fn begin(_post: Post) -> io::Result<Self> {
+            Ok(Self)
+        }
+
+        fn run(self) {}
+    }
+
+    fn with(threads: Vec<JoinHandle<()>>) -> Threads<Idle> {
+        let stop = Arc::new(Stop(AtomicU64::new(Stop::NOT_ASKED)));
+        let (endpoints, inboxes) = (Endpoints::default(), Vec::new());
+        Threads { endpoints, stop, inboxes, threads, work: PhantomData }
+    }
+
+    #[test]
+    fn a_driver_that_lost_a_thread_is_not_whole() {
+        let (go_on, wait) = mpsc::channel::<()>();
+        let (end, panic) = mpsc::channel::<()>();
+        let driver = with(vec![
+            thread::spawn(move || wait.recv().unwrap_or_default()),
+            thread::spawn(move || panic.recv().expect("this thread is meant to panic")),
+        ]);
+        assert!(driver.is_whole());
+        drop(end);
+        while driver.is_whole() {
+            thread::park_timeout(Duration::from_millis(1));
+        }
+        drop(go_on);
+        Box::new(driver).stop(Duration::ZERO);
     }
 }

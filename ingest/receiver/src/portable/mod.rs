@@ -88,6 +88,10 @@ impl Driver for Portable {
         self.endpoints
     }
 
+    fn is_whole(&self) -> bool {
+        !self.threads.iter().any(JoinHandle::is_finished)
+    }
+
     fn stop(self: Box<Self>, grace: Duration) {
         let Self { endpoints: _, stop, threads } = *self;
         stop.send_replace(Some(grace));
