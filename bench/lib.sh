@@ -4,12 +4,14 @@
 #   SERVER_CPU, GENERATOR_CPU   processors of either side (1 and 0)
 #   SCRATCH                     data and raw results, on a real disk: the journal syncs, and tmpfs would make that free
 #   CONFIG                      configuration file of the appliance, for the parts that do not write their own
+#   WARM_MEMORY                 mebibytes of memory touched before an appliance starts; 0 for none (see `bench memory`)
 #   BUILD=no                    take the binaries that are there, or BENCH and APPLIANCE
 # shellcheck shell=bash
 
 SERVER_CPU=${SERVER_CPU:-1}
 GENERATOR_CPU=${GENERATOR_CPU:-0}
 SCRATCH=${SCRATCH:-target/bench-scratch}
+WARM_MEMORY=${WARM_MEMORY:-5000}
 SINK=127.0.0.1:14317
 
 bench=${BENCH:-target/release/sluicebox-bench}
@@ -62,9 +64,10 @@ start() {
     server=$!
 }
 
-# start_appliance [cpus] [config]: on an empty data directory.
+# start_appliance [cpus] [config]: on an empty data directory, with memory that the machine has.
 start_appliance() {
     local cpus=${1:-$SERVER_CPU} config=${2:-${CONFIG:-}}
+    [ "$WARM_MEMORY" = 0 ] || "$bench" memory --mebibytes "$WARM_MEMORY" >/dev/null
     rm -rf "$SCRATCH/data"
     mkdir -p "$SCRATCH/data"
     start "$cpus" "$appliance" serve ${config:+--config "$config"} --data-dir "$SCRATCH/data"

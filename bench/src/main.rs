@@ -3,7 +3,7 @@
 //! Talks to the appliance over loopback only, as its clients do, and links nothing of it but the stages that `walk` and
 //! `journal` measure, the receiver that `sink` can be and the query client. Read in this order: `random`, `catalog`,
 //! `shape`, `wire`, `template`, `plan` (what a run sends, deterministic), `ledger`, `supply`, `pool_file`, `answer`, `tls`,
-//! `sender`, `worker`, `load` (sending it), `sink`, `drain`, `walk`, `journal`, `check`, `verify`, `query`; `cells`, `matrix`,
+//! `sender`, `worker`, `load` (sending it), `sink`, `drain`, `walk`, `journal`, `memory`, `check`, `verify`, `query`; `cells`, `matrix`,
 //! `gather`, `table` (results put together), `flame`; `clock`, `latency`, `process`, `report` serve all.
 
 #![expect(clippy::print_stdout, reason = "the result of a run is its standard output")]
@@ -24,6 +24,7 @@ mod latency;
 mod ledger;
 mod load;
 mod matrix;
+mod memory;
 mod pairs;
 mod plan;
 mod pool_file;
@@ -78,6 +79,8 @@ enum Bench {
     Walk(walk::Args),
     /// Bytes made durable by the journal, beside what the disk can do
     Journal(journal::Args),
+    /// Touch memory and give it back, so that a server that starts now finds it at the price of its own machine
+    Memory(memory::Args),
     /// Ask a running appliance for everything it must have
     Verify(verify::Args),
     /// How fast a running appliance answers
@@ -120,6 +123,7 @@ fn run(cli: &Cli) -> Result<bool, Error> {
         Bench::Sink(args) => print(cli, "sink", &sink::run(args)?),
         Bench::Walk(args) => print(cli, "walk", &walk::run(args)?),
         Bench::Journal(args) => print(cli, "journal", &journal::run(args)?),
+        Bench::Memory(args) => print(cli, "memory", &memory::run(args)?),
         Bench::Verify(args) => {
             let report = verify::run(args)?;
             passed = report.passed;
