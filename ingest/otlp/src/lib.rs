@@ -25,7 +25,7 @@ pub use error::Error;
 pub use extract::{Container, extract};
 pub use json::{json_to_protobuf, protobuf_to_json};
 pub use view::{
-    ResourceView, ValueView, each_attribute, each_resource_attribute, read_attribute, span_attributes,
-    visit_spans,
+    ResourceView, ValueView, each_attribute, each_container_attribute, each_resource_attribute,
+    read_attribute, span_attributes, visit_spans,
 };
-pub use walk::{Walked, WalkedSpan, summarise, walk};
+pub use walk::{Walked, WalkedSpan, read_span, summarise, walk};

@@ -144,6 +144,13 @@ pub fn each_resource_attribute<'a>(resource: &'a [u8], visit: &mut impl FnMut(&'
     each_delimited(Reader::new(resource), RESOURCE_ATTRIBUTES, &mut |attribute| visit(attribute.rest()));
 }
 
+/// As [`each_resource_attribute`], of the fields of a `ResourceSpans`.
+pub fn each_container_attribute<'a>(fields: &'a [u8], visit: &mut impl FnMut(&'a [u8])) {
+    each_delimited(Reader::new(fields), RESOURCE, &mut |resource| {
+        each_delimited(resource, RESOURCE_ATTRIBUTES, &mut |attribute| visit(attribute.rest()));
+    });
+}
+
 /// Visits every acceptable span with its resource and its message's bytes.
 ///
 /// # Errors

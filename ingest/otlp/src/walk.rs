@@ -127,6 +127,22 @@ pub fn summarise(
     })
 }
 
+/// Reads one span, given as its message, of a `ResourceSpans`, given as the field it is. `None` when an id is one that OTLP
+/// forbids. Its range is that of its bytes in themselves.
+///
+/// # Errors
+/// When the span, or what the resource says beside its spans, is malformed.
+pub fn read_span<'a>(resource_spans: &'a [u8], span: &'a [u8]) -> Result<Option<WalkedSpan<'a>>, Error> {
+    let mut reader = Reader::new(resource_spans);
+    match reader.key()? {
+        RESOURCE_SPANS => {}
+        _ => return Err(reader.malformed("no resource")),
+    }
+    let resource = ResourceView::read(reader.message()?, None)?;
+    let span = Reader::new(span);
+    Ok(SpanFields::read(span)?.check(span, &resource).ok())
+}
+
 /// The walk itself.
 #[inline]
 pub(crate) fn each_span<'a>(

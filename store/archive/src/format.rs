@@ -6,40 +6,45 @@
 //! row table       an entry of 28 bytes a row: trace start u64, tenant number u32, trace id 16 bytes
 //! trace table     a row number u32 a row, sorted by (tenant number, trace id, row)
 //! tenant table    count varint, then names (length varint, bytes); a tenant's number is its place
+//! pieces          as `pieces` draws them
 //! index           as `store-index` writes it
-//! footer          124 bytes
+//! footer          136 bytes
 //! trailer         32 bytes, at the end of the file
 //!
 //! page entry  position u64, length u64, raw length u64, first row u32, row count u32, checksum of the compressed bytes
 //!             u32, earliest and latest trace start u64
-//! footer      shard u16, version of rows u16 = 1, row count u32, covers settlement records from u64 and below u64,
+//! footer      shard u16, version of rows u16 = 2, row count u32, covers settlement records from u64 and below u64,
 //!             sealed at u64, span count u64, earliest and latest trace start u64, length of pages u64, then length u64
-//!             and checksum u32 of page directory, row table, trace table, tenant table and index
+//!             and checksum u32 of page directory, row table, trace table, tenant table, pieces and index
 //! trailer     footer position u64, footer length u32, footer checksum u32, version u32 = 1, checksum of these 20 bytes
 //!             u32, magic "SLUXTRAC"
 //! row         reason code + 128 if complete u8, threshold (57 bits reversed) varint, end and decision time (signed
-//!             distance from trace start) zigzag varint, span count varint, OTLP length varint, OTLP `TracesData`
+//!             distance from trace start) zigzag varint, span count varint, length of what follows varint; length of the
+//!             OTLP `TracesData` varint, length of the stream varint, stream as `pack` draws it, then the pieces it takes:
+//!             name in `pieces` varint, or 0 and length varint and bytes
 //! ```
 //! Fixed integers are little endian, checksums CRC-32C. Parts lie end to end from byte 0, so every byte of the file is
 //! under exactly one checksum. Rows are sorted by (trace start, trace id), so row order is time order. A later version
 //! keeps the trailer.
 
-use bytes::Bytes;
 use store_index::Error as FormatError;
 use store_index::codec::{Cursor, count, put_bytes, put_delta, put_varint};
 use store_model::{Fragment, Offset, Reason, ShardId, Tenant, Threshold, TraceId, UnixNanos};
 
 use crate::files::Coverage;
+use crate::open::Row;
+use crate::pack::{Packed, unpack};
+use crate::pieces::{Names, Pieces, PiecesView};
 
 /// The last bytes of every segment.
 pub(crate) const SEGMENT_MAGIC: [u8; 8] = *b"SLUXTRAC";
 /// The version this program writes.
 pub(crate) const SEGMENT_VERSION: u32 = 1;
-/// How rows are laid out in pages; the columnar form will be another.
-const ROW_FORM: u16 = 1;
+/// How rows are laid out in pages. In form 1 their OTLP stood there as it is.
+const ROW_FORM: u16 = 2;
 
 pub(crate) const TRAILER_BYTES: usize = 32;
-pub(crate) const FOOTER_BYTES: usize = 124;
+pub(crate) const FOOTER_BYTES: usize = 136;
 pub(crate) const PAGE_ENTRY_BYTES: usize = 52;
 pub(crate) const ROW_ENTRY_BYTES: usize = 28;
 pub(crate) const TRACE_ENTRY_BYTES: usize = 4;
@@ -48,7 +53,7 @@ pub(crate) const TRACE_ENTRY_BYTES: usize = 4;
 const COMPLETE: u8 = 0x80;
 
 /// How many parts have their checksum in the footer.
-pub(crate) const PARTS: usize = 5;
+pub(crate) const PARTS: usize = 6;
 
 /// Where a file's footer is, and what version it has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,7 +82,7 @@ pub(crate) struct Footer {
     pub(crate) earliest: UnixNanos,
     pub(crate) latest: UnixNanos,
     pub(crate) pages_length: u64,
-    /// Page directory, row table, trace table, tenant table, index.
+    /// Page directory, row table, trace table, tenant table, pieces, index.
     pub(crate) parts: [Part; PARTS],
 }
 
@@ -223,7 +228,8 @@ impl RowEntry {
 }
 
 /// Appends a row. What the row table says of it is not repeated.
-pub(crate) fn put_row(out: &mut Vec<u8>, fragment: &Fragment) {
+pub(crate) fn put_row(out: &mut Vec<u8>, row: &Row, names: &Names, pieces: &Pieces, scratch: &mut Vec<u8>) {
+    let Row { fragment, packed, tenant_number: _, .. } = row;
     let Fragment {
         tenant: _,
         trace_id: _,
@@ -234,22 +240,34 @@ pub(crate) fn put_row(out: &mut Vec<u8>, fragment: &Fragment) {
         threshold,
         complete,
         span_count,
-        otlp,
+        otlp: _,
     } = fragment;
     put_verdict(out, *reason, *complete);
     put_threshold(out, *threshold);
     put_delta(out, trace_start.0, end.0);
     put_delta(out, trace_start.0, decided_at.0);
     put_varint(out, u64::from(*span_count));
-    put_bytes(out, otlp);
+    let Packed { stream, pieces: taken, otlp_bytes } = packed;
+    scratch.clear();
+    put_varint(scratch, count(*otlp_bytes));
+    put_bytes(scratch, stream);
+    for &piece in taken {
+        let name = names.name(piece);
+        put_varint(scratch, u64::from(name));
+        if name == 0 {
+            put_bytes(scratch, pieces.get(piece));
+        }
+    }
+    put_bytes(out, scratch);
 }
 
-/// The row at `index` of a raw page. Its OTLP is a slice of the page.
+/// The row at `index` of a raw page.
 pub(crate) fn read_row(
-    page: &Bytes,
+    page: &[u8],
     index: u32,
     entry: RowEntry,
     tenant: Tenant,
+    pieces: PiecesView<'_>,
 ) -> Result<Fragment, FormatError> {
     let RowEntry { trace_start, tenant_number: _, trace_id } = entry;
     let mut cursor = Cursor::new(page);
@@ -260,9 +278,9 @@ pub(crate) fn read_row(
         let end = UnixNanos(cursor.delta(trace_start.0)?);
         let decided_at = UnixNanos(cursor.delta(trace_start.0)?);
         let span_count = cursor.varint_u32()?;
-        let otlp = cursor.bytes()?;
+        let packed = cursor.bytes()?;
         if skipped == index {
-            let otlp = page.slice_ref(otlp);
+            let otlp = read_packed(packed, (trace_id, trace_start), pieces)?.into();
             let fragment = Fragment {
                 tenant,
                 trace_id,
@@ -279,6 +297,21 @@ pub(crate) fn read_row(
         }
         skipped += 1;
     }
+}
+
+fn read_packed(
+    packed: &[u8],
+    keys: (TraceId, UnixNanos),
+    pieces: PiecesView<'_>,
+) -> Result<Vec<u8>, FormatError> {
+    let mut names = Cursor::new(packed);
+    let otlp_bytes = names.varint_usize()?;
+    let stream = names.bytes()?;
+    let mut next = || match names.varint_usize()? {
+        0 => names.bytes(),
+        name => pieces.get(name),
+    };
+    unpack(stream, &mut next, keys, otlp_bytes)
 }
 
 pub(crate) fn put_tenants(out: &mut Vec<u8>, tenants: &[Tenant]) {
@@ -331,7 +364,7 @@ mod tests {
             earliest: UnixNanos(9),
             latest: UnixNanos(10),
             pages_length: 11,
-            parts: [12, 13, 14, 15, 16].map(|length| Part { length, checksum: 17 }),
+            parts: [12, 13, 14, 15, 16, 17].map(|length| Part { length, checksum: 17 }),
         };
         let mut out = Vec::new();
         footer.put(&mut out);

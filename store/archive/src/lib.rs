@@ -3,7 +3,7 @@
 //!
 //! Read in this order: [`settlement`] (the record of topic `decisions`), [`archive`] (the handle, opening, coverage),
 //! [`writer`] (one per shard: insert, seal), [`snapshot`] (what queries read), then the insides: `terms` (what of a
-//! fragment is indexed), `open`, `format` (the bytes of a segment file), `write`, `sealed`, `files` (names),
+//! fragment is indexed), `pack`, `pieces` and `prints` (what is kept of its bytes), `open`, `format` (the bytes of a segment file), `write`, `sealed`, `files` (names),
 //! `retention`, `pages` (a cache), `map` (the one unsafe file).
 
 pub mod archive;
@@ -12,7 +12,10 @@ mod files;
 mod format;
 mod map;
 mod open;
+mod pack;
 mod pages;
+mod pieces;
+mod prints;
 mod retention;
 mod sealed;
 pub mod settlement;

@@ -23,6 +23,7 @@ use crate::format::{
 };
 use crate::map::Map;
 use crate::pages::{PageKey, Pages};
+use crate::pieces::PiecesView;
 use crate::settlement::read_tenant;
 
 /// A page's raw length is believed up to here; a longer one is decompressed as it comes.
@@ -34,10 +35,11 @@ pub(crate) struct Sealed {
     path: PathBuf,
     pub(crate) footer: Footer,
     map: Map,
-    pages: Vec<PageEntry>,
+    directory: Vec<PageEntry>,
     tenant_numbers: HashMap<Tenant, u32>,
     row_table: Range<usize>,
     trace_table: Range<usize>,
+    pieces: Range<usize>,
     index: Range<usize>,
     number: u64,
     cache: Arc<Pages>,
@@ -57,10 +59,11 @@ impl Sealed {
         }
         let map = Map::new(&file).map_err(Error::io("map", path))?;
         let (footer, parts) = verify(path, &map)?;
-        let [directory, row_table, trace_table, tenants, index] = parts;
-        let pages = read_directory(&map[directory], &footer)
+        let [directory, row_table, trace_table, tenants, pieces, index] = parts;
+        let directory = read_directory(&map[directory], &footer)
             .map_err(Error::undecodable(path, "the page directory"))?;
         let names = read_tenants(&map[tenants]).map_err(Error::undecodable(path, "the tenant table"))?;
+        PiecesView::open(&map[pieces.clone()]).map_err(Error::undecodable(path, "the pieces"))?;
         IndexReader::open(&map[index.clone()]).map_err(Error::undecodable(path, "the index"))?;
         let rows = footer.row_count as usize;
         let sizes = (row_table.len(), trace_table.len());
@@ -71,10 +74,11 @@ impl Sealed {
             path: path.to_owned(),
             footer,
             map,
-            pages,
+            directory,
             tenant_numbers: names.into_iter().zip(0u32..).collect(),
             row_table,
             trace_table,
+            pieces,
             index,
             // Relaxed: only distinctness matters.
             number: NEXT_NUMBER.fetch_add(1, Ordering::Relaxed),
@@ -162,11 +166,16 @@ impl Sealed {
         let entry = self.entry(row).ok_or_else(missing)?;
         let tenant = self.tenant_numbers.iter().find(|(_, number)| **number == entry.tenant_number);
         let (tenant, _) = tenant.ok_or_else(|| Error::damaged(&self.path, "the tenant table"))?;
-        let page =
-            self.pages.partition_point(|page| page.first_row <= row).checked_sub(1).ok_or_else(missing)?;
+        let page = self
+            .directory
+            .partition_point(|page| page.first_row <= row)
+            .checked_sub(1)
+            .ok_or_else(missing)?;
         let raw = self.page(page)?;
-        let index = row - self.pages[page].first_row;
-        read_row(&raw, index, entry, tenant.clone()).map_err(Error::undecodable(&self.path, "a row"))
+        let index = row - self.directory[page].first_row;
+        let pieces = PiecesView::open(&self.map[self.pieces.clone()])
+            .map_err(Error::undecodable(&self.path, "the pieces"))?;
+        read_row(&raw, index, entry, tenant.clone(), pieces).map_err(Error::undecodable(&self.path, "a row"))
     }
 
     fn page(&self, page: usize) -> Result<Bytes, Error> {
@@ -174,7 +183,7 @@ impl Sealed {
         if let Some(raw) = self.cache.get(key) {
             return Ok(raw);
         }
-        let entry = &self.pages[page];
+        let entry = &self.directory[page];
         let Some(raw) = self.decompress(entry) else {
             self.cache.count_damage();
             let &PageEntry { first_row, row_count, .. } = entry;
@@ -215,7 +224,14 @@ fn verify(path: &Path, file: &[u8]) -> Result<(Footer, [Range<usize>; PARTS]), E
     if files::parse(path) != Some(footer.coverage) {
         return Err(Error::damaged(path, "the name"));
     }
-    let names = ["the page directory", "the row table", "the trace table", "the tenant table", "the index"];
+    let names = [
+        "the page directory",
+        "the row table",
+        "the trace table",
+        "the tenant table",
+        "the pieces",
+        "the index",
+    ];
     let mut ranges = [const { 0..0 }; PARTS];
     let mut position = footer.pages_length;
     for ((found, part), what) in ranges.iter_mut().zip(footer.parts).zip(names) {

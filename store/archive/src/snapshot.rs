@@ -189,7 +189,7 @@ impl SegmentView {
     /// When the segment is open and `row` is not a row of it.
     pub fn fragment(&self, row: u32) -> Result<Fragment, Error> {
         match &self.segment {
-            Segment::Open(open) => Ok(open.read().rows[row as usize].fragment.clone()),
+            Segment::Open(open) => Ok(open.read().fragment(row)),
             Segment::Sealed(sealed) => sealed.fragment(row),
         }
     }

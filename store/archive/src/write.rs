@@ -14,6 +14,7 @@ use crate::format::{
     Footer, PARTS, PageEntry, Part, RowEntry, SEGMENT_VERSION, Trailer, put_row, put_tenants,
 };
 use crate::open::Rows;
+use crate::pieces::Names;
 
 /// What a segment's footer says besides what its rows say.
 #[derive(Clone, Copy, Debug)]
@@ -48,11 +49,13 @@ fn write_file(path: &Path, rows: &Rows, seal: Seal, options: &ArchiveOptions) ->
     let write = || -> io::Result<()> {
         let file = File::create(path)?;
         let mut out = Output { file: BufWriter::with_capacity(1 << 20, file), position: 0 };
-        let directory = write_pages(&mut out, rows, &order, options)?;
+        let mut pieces = Vec::new();
+        let names = Names::choose(rows, &mut pieces);
+        let directory = write_pages(&mut out, rows, &names, &order, options)?;
         let pages_length = out.position;
         let mut tenants = Vec::new();
         put_tenants(&mut tenants, &rows.tenants);
-        let parts = [directory, row_table(rows, &order), trace_table(rows, &order), tenants, index];
+        let parts = [directory, row_table(rows, &order), trace_table(rows, &order), tenants, pieces, index];
         let mut described = [Part::default(); PARTS];
         for (part, bytes) in described.iter_mut().zip(&parts) {
             *part = Part { length: count(bytes.len()), checksum: crc32c::crc32c(bytes) };
@@ -104,6 +107,7 @@ fn by_time(rows: &Rows) -> (Vec<u32>, Vec<u32>) {
 fn write_pages(
     out: &mut Output,
     rows: &Rows,
+    names: &Names,
     order: &[u32],
     options: &ArchiveOptions,
 ) -> io::Result<Vec<u8>> {
@@ -111,9 +115,10 @@ fn write_pages(
     let mut directory = Vec::new();
     let mut raw = Vec::with_capacity(options.page_bytes.saturating_mul(2));
     let mut compressed = Vec::with_capacity(zstd::zstd_safe::compress_bound(raw.capacity()));
+    let mut scratch = Vec::new();
     let mut first = 0;
     for (index, &row) in order.iter().enumerate() {
-        put_row(&mut raw, &rows.rows[row as usize].fragment);
+        put_row(&mut raw, &rows.rows[row as usize], names, &rows.pieces, &mut scratch);
         if raw.len() < options.page_bytes && index + 1 < order.len() {
             continue;
         }

@@ -32,7 +32,8 @@ impl ShardWriter {
         let covered = shard.lock().end();
         let is_ahead = |sealed: &&Arc<Sealed>| sealed.footer.coverage.to > covered;
         let ahead = shard.view().sealed.iter().filter(is_ahead).cloned().collect();
-        Self { archive, shard: id, covered, ahead, terms: Terms::default() }
+        let terms = Terms::new(shard.view().open.read().pieces.count());
+        Self { archive, shard: id, covered, ahead, terms }
     }
 
     fn shard(&self) -> &Shard {
@@ -114,7 +115,7 @@ impl ShardWriter {
         covered.add(coverage);
         self.covered = covered.end();
         drop(covered);
-        // The numbers of the terms belong to the index that was just sealed.
+        // The numbers of terms and pieces belong to what was just sealed.
         self.terms = Terms::default();
         Ok(Some(path))
     }

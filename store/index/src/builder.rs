@@ -85,12 +85,17 @@ impl IndexBuilder {
 
     /// As [`Self::add`], of a term that this index has numbered.
     pub fn add_row(&mut self, term: TermNumber, row: u32) {
+        self.add_rows(&[term], row);
+    }
+
+    /// As [`Self::add_row`], of several terms.
+    pub fn add_rows(&mut self, terms: &[TermNumber], row: u32) {
         let last = self.rows.last().map(|last| last.number);
         if last != Some(row) {
             debug_assert!(last < Some(row), "rows come in ascending order");
             self.rows.push(Row { number: row, start: self.terms_of_rows.len() });
         }
-        self.terms_of_rows.push(term);
+        self.terms_of_rows.extend_from_slice(terms);
     }
 
     /// The number of `term`, if it was added.
