@@ -17,7 +17,7 @@
 //! A signed distance is a zigzag varint. Thresholds end in zeros, so their reversed bits are small. The log beneath has
 //! the checksum.
 
-use std::collections::HashMap;
+use hashbrown::HashMap;
 
 use store_index::codec::{Cursor, count, put_bytes, put_delta, put_varint};
 use store_model::{
@@ -261,14 +261,14 @@ impl KeptDecision {
 struct TenantNumbers<'a> {
     numbers: HashMap<&'a Tenant, u64>,
     names: Vec<&'a Tenant>,
-    last: Option<(&'a str, u64)>,
+    last: Option<(&'a Tenant, u64)>,
 }
 
 impl<'a> TenantNumbers<'a> {
     fn number(&mut self, tenant: &'a Tenant) -> u64 {
-        // Traces of one tenant come in a row, and share one name in memory.
+        // Traces of one tenant come in a row.
         if let Some((last, number)) = self.last
-            && std::ptr::eq(last, tenant.as_str())
+            && last == tenant
         {
             return number;
         }
@@ -276,7 +276,7 @@ impl<'a> TenantNumbers<'a> {
             self.names.push(tenant);
             count(self.names.len() - 1)
         });
-        self.last = Some((tenant.as_str(), number));
+        self.last = Some((tenant, number));
         number
     }
 }
