@@ -62,7 +62,8 @@ pub fn gather(
     for (number, trace) in traces.iter().enumerate() {
         wanted.extend(trace.spans.iter().enumerate().map(|(span, kept)| (kept.location, number, span)));
     }
-    wanted.sort_unstable();
+    // Spans of one range differ in nothing that counts here.
+    wanted.sort_unstable_by_key(|&(location, trace, _)| (sort_key(location), trace));
     let mut scratch = Scratch::default();
     for run in wanted.chunk_by(|(a, ..), (b, ..)| (a.partition, a.offset) == (b.partition, b.offset)) {
         let (place, trace, span) = run[0];
@@ -71,6 +72,12 @@ pub fn gather(
         gather_from(body.as_deref(), run, &mut building, &mut scratch);
     }
     traces.iter().zip(building).map(|(trace, building)| finish(trace, building)).collect()
+}
+
+/// Places in the order of partition, offset, position: one number compares faster than its parts.
+fn sort_key(location: SpanLocation) -> u128 {
+    let SpanLocation { partition, offset, range: BodyRange { position, length: _ } } = location;
+    u128::from(partition.0) << 96 | u128::from(offset.0) << 32 | u128::from(position)
 }
 
 /// The spans a trace has, by identity.
