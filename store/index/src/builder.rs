@@ -42,6 +42,13 @@ struct Row {
     start: usize,
 }
 
+/// How far the rows of a term are filled in, and the last of them.
+#[derive(Clone)]
+struct Filled {
+    end: u32,
+    last: u32,
+}
+
 /// The rows of every term, term after term.
 pub(crate) struct Postings<'a> {
     builder: &'a IndexBuilder,
@@ -161,31 +168,32 @@ impl IndexBuilder {
 
     /// The rows of every term, row `r` becoming `renumbered[r]`.
     pub(crate) fn postings(&self, renumbered: &[u32]) -> Postings<'_> {
-        let mut counts = vec![0; self.entries.len()];
-        self.terms_of_rows.iter().for_each(|term| counts[term.0 as usize] += 1);
+        let mut filled: Vec<Filled> = vec![Filled { end: 0, last: u32::MAX }; self.entries.len()];
+        self.terms_of_rows.iter().for_each(|term| filled[term.0 as usize].end += 1);
+        u32::try_from(self.terms_of_rows.len()).expect("a segment is sealed before rows have 2^32 terms");
         let mut total = 0;
-        let start_of = |count: usize| {
-            let start = total;
-            total += count;
-            start..start
-        };
-        let mut ranges: Vec<_> = counts.into_iter().map(start_of).collect();
-        let mut rows = vec![0; total];
+        let mut starts = Vec::with_capacity(filled.len());
+        for filled in &mut filled {
+            starts.push(total);
+            total += std::mem::replace(&mut filled.end, total);
+        }
+        let mut rows = vec![0; total as usize];
         // Taken in their new order, rows come to each term in order.
         let mut order: Vec<(u32, usize)> =
             self.rows.iter().enumerate().map(|(at, row)| (renumbered[row.number as usize], at)).collect();
         order.sort_unstable();
         for (row, at) in order {
             for term in self.terms_of_row(at) {
-                let range = &mut ranges[term.0 as usize];
-                // Said twice of one row.
-                if range.start < range.end && rows[range.end - 1] == row {
-                    continue;
-                }
-                rows[range.end] = row;
-                range.end += 1;
+                let filled = &mut filled[term.0 as usize];
+                // Said twice of one row. What comes next overwrites it, so that there is nothing to foresee.
+                let is_new = filled.last != row;
+                filled.last = row;
+                rows[filled.end as usize] = row;
+                filled.end += u32::from(is_new);
             }
         }
+        let range = |(start, filled): (u32, Filled)| start as usize..filled.end as usize;
+        let ranges = starts.into_iter().zip(filled).map(range).collect();
         Postings { builder: self, rows, ranges }
     }
 

@@ -78,6 +78,12 @@ fn put_rows(rows: &[u32], dictionary: &mut Vec<u8>, postings: &mut Vec<u8>) {
         return;
     }
     let start = postings.len();
+    if rows.len() > bitmap_bytes_max(rows) {
+        dense_bitmap(rows).serialize_into(&mut *postings).expect("writing to memory does not fail");
+        put_varint(dictionary, count(FORM_BITMAP));
+        put_varint(dictionary, count(postings.len() - start));
+        return;
+    }
     put_list(rows, postings);
     let mut form = FORM_LIST;
     if postings.len() - start > bitmap_bytes_min(rows) {
@@ -105,10 +111,47 @@ fn bitmap_bytes_min(rows: &[u32]) -> usize {
     (2 * rows.len()).min(4 * runs).min(8192)
 }
 
+/// No bitmap of these rows has more bytes, and a list has one a row at least, so that some lists need not be made.
+fn bitmap_bytes_max(rows: &[u32]) -> usize {
+    let containers = rows.last().map_or(0, |&last| (last >> 16) as usize + 1);
+    8 + containers * (8192 + 16)
+}
+
+/// Quicker than row by row when there are many.
+fn dense_bitmap(rows: &[u32]) -> RoaringBitmap {
+    let mut bits = vec![0u8; rows.last().map_or(0, |&last| (last / 8) as usize + 1)];
+    rows.iter().for_each(|&row| bits[(row / 8) as usize] |= 1 << (row % 8));
+    let mut bitmap = RoaringBitmap::from_lsb0_bytes(0, &bits);
+    bitmap.optimize();
+    bitmap
+}
+
 fn put_list(rows: &[u32], out: &mut Vec<u8>) {
     let mut previous = 0;
     for &row in rows {
         put_varint(out, u64::from(row - previous));
         previous = row;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn dense_bitmaps_have_the_same_bytes(share in 2..200u32, start in 0..140_000u32, length in 1..90_000u32) {
+            let is_in = |row: &u32| row.wrapping_mul(0x9E37_79B9) % 200 < share;
+            let rows: Vec<u32> = (start..start + length).filter(is_in).collect();
+            prop_assume!(!rows.is_empty());
+            let mut bitmap = RoaringBitmap::from_sorted_iter(rows.iter().copied()).unwrap();
+            bitmap.optimize();
+            let (mut expected, mut found) = (Vec::new(), Vec::new());
+            bitmap.serialize_into(&mut expected).unwrap();
+            dense_bitmap(&rows).serialize_into(&mut found).unwrap();
+            prop_assert!(found == expected);
+            prop_assert!(found.len() <= bitmap_bytes_max(&rows));
+        }
     }
 }
