@@ -19,7 +19,7 @@
 //! trailer     footer position u64, footer length u32, footer checksum u32, version u32 = 1, checksum of these 20 bytes
 //!             u32, magic "SLUXTRAC"
 //! row         reason code + 128 if complete u8, threshold (57 bits reversed) varint, end and decision time (signed
-//!             distance from trace start) zigzag varint, span count varint, length of what follows varint; length of the
+//!             distance from trace start) zigzag varint, span count varint, length of what follows u32; length of the
 //!             OTLP `TracesData` varint, length of the stream varint, stream as `pack` draws it, then the pieces it takes:
 //!             name in `pieces` varint, or 0 and length varint and bytes
 //! ```
@@ -228,7 +228,7 @@ impl RowEntry {
 }
 
 /// Appends a row. What the row table says of it is not repeated.
-pub(crate) fn put_row(out: &mut Vec<u8>, row: &Row, names: &Names, pieces: &Pieces, scratch: &mut Vec<u8>) {
+pub(crate) fn put_row(out: &mut Vec<u8>, row: &Row, names: &Names, pieces: &Pieces) {
     let Row { fragment, packed, tenant_number: _, .. } = row;
     let Fragment {
         tenant: _,
@@ -248,17 +248,24 @@ pub(crate) fn put_row(out: &mut Vec<u8>, row: &Row, names: &Names, pieces: &Piec
     put_delta(out, trace_start.0, decided_at.0);
     put_varint(out, u64::from(*span_count));
     let Packed { stream, pieces: taken, otlp_bytes } = packed;
-    scratch.clear();
-    put_varint(scratch, count(*otlp_bytes));
-    put_bytes(scratch, stream);
+    let length_at = out.len();
+    out.extend([0; 4]);
+    put_varint(out, count(*otlp_bytes));
+    put_bytes(out, stream);
     for &piece in taken {
-        let name = names.name(piece);
-        put_varint(scratch, u64::from(name));
-        if name == 0 {
-            put_bytes(scratch, pieces.get(piece));
+        match names.name(piece) {
+            0 => {
+                out.push(0);
+                put_bytes(out, pieces.get(piece));
+            }
+            // Most names are that short.
+            name @ ..0x80 => out.push(name.to_le_bytes()[0]),
+            name @ ..0x4000 => out.extend([name.to_le_bytes()[0] | 0x80, (name >> 7).to_le_bytes()[0]]),
+            name => put_varint(out, u64::from(name)),
         }
     }
-    put_bytes(out, scratch);
+    let length = u32::try_from(out.len() - length_at - 4).expect("OTLP is shorter than 4 GiB");
+    out[length_at..length_at + 4].copy_from_slice(&length.to_le_bytes());
 }
 
 /// The row at `index` of a raw page.
@@ -278,7 +285,8 @@ pub(crate) fn read_row(
         let end = UnixNanos(cursor.delta(trace_start.0)?);
         let decided_at = UnixNanos(cursor.delta(trace_start.0)?);
         let span_count = cursor.varint_u32()?;
-        let packed = cursor.bytes()?;
+        let length = cursor.u32_le()?;
+        let packed = cursor.take(length as usize)?;
         if skipped == index {
             let otlp = read_packed(packed, (trace_id, trace_start), pieces)?.into();
             let fragment = Fragment {

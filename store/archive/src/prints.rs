@@ -9,6 +9,9 @@ use hashbrown::DefaultHashBuilder;
 /// keys that no sender knows: with a million pieces a chance of 1 in 10^26.
 pub(crate) type Print = u128;
 
+/// Pieces so long are resources, as a rule.
+const LONG_CHUNKS: usize = 8;
+
 /// The keys of fingerprints, new for every segment.
 #[derive(Debug)]
 pub(crate) struct Keys([u64; 4]);
@@ -26,25 +29,32 @@ impl Keys {
     pub(crate) fn print(&self, owner: u32, bytes: &[u8]) -> Print {
         let Self([a_key, b_key, c_key, d_key]) = *self;
         let origin = u64::from(owner) << 32 ^ bytes.len() as u64;
-        // Two lanes that see the same words in different places, as wyhash mixes them.
+        // Lanes that see the same words in different places, as wyhash mixes them.
+        let mix = |[a, b]: [u64; 2], [x, y]: [u64; 2]| [fold(a ^ a_key, b ^ x), fold(b ^ b_key, a ^ y)];
         let mut lanes = [origin ^ c_key, origin ^ d_key];
-        let mut mix = |a: u64, b: u64| {
-            lanes = [fold(a ^ a_key, b ^ lanes[0]), fold(b ^ b_key, a ^ lanes[1])];
-        };
-        let (chunks, rest) = bytes.as_chunks::<16>();
+        let (mut chunks, rest) = bytes.as_chunks::<16>();
+        if chunks.len() >= LONG_CHUNKS {
+            // Two pairs of lanes, since each waits for itself.
+            let mut others = [origin ^ b_key, origin ^ a_key];
+            let (pairs, last) = chunks.as_chunks::<2>();
+            for [first, second] in pairs {
+                lanes = mix(words(first), lanes);
+                others = mix(words(second), others);
+            }
+            lanes = mix(others, lanes);
+            chunks = last;
+        }
         for chunk in chunks {
-            let [a, b] = words(chunk);
-            mix(a, b);
+            lanes = mix(words(chunk), lanes);
         }
         // What is left, and some of it or of what came before once more: the length tells how much.
-        let [a, b] = match (bytes.last_chunk::<16>(), bytes.first_chunk::<8>(), bytes.last_chunk::<8>()) {
+        let last = match (bytes.last_chunk::<16>(), bytes.first_chunk::<8>(), bytes.last_chunk::<8>()) {
             (Some(last), ..) if !rest.is_empty() => words(last),
             (Some(_), ..) => [0, 0],
             (None, Some(&first), Some(&last)) => [u64::from_le_bytes(first), u64::from_le_bytes(last)],
             _ => [rest.iter().fold(0, |word, &byte| word << 8 | u64::from(byte)), 0],
         };
-        mix(a, b);
-        let [high, low] = lanes;
+        let [high, low] = mix(last, lanes);
         u128::from(fold(high ^ b_key, c_key)) << 64 | u128::from(fold(low ^ a_key, d_key))
     }
 }
@@ -157,7 +167,7 @@ mod tests {
             let print = keys.print(owner, &bytes);
             assert_eq!(seen.insert(print, (owner, bytes.clone())), None, "{owner} {bytes:?}");
         };
-        for length in 0..70usize {
+        for length in (0..70usize).chain(120..180) {
             note(0, vec![0; length]);
             note(1, vec![0; length]);
             for bit in 0..length * 8 {

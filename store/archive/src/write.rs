@@ -115,10 +115,9 @@ fn write_pages(
     let mut directory = Vec::new();
     let mut raw = Vec::with_capacity(options.page_bytes.saturating_mul(2));
     let mut compressed = Vec::with_capacity(zstd::zstd_safe::compress_bound(raw.capacity()));
-    let mut scratch = Vec::new();
     let mut first = 0;
     for (index, &row) in order.iter().enumerate() {
-        put_row(&mut raw, &rows.rows[row as usize], names, &rows.pieces, &mut scratch);
+        put_row(&mut raw, &rows.rows[row as usize], names, &rows.pieces);
         if raw.len() < options.page_bytes && index + 1 < order.len() {
             continue;
         }
