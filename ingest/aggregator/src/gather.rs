@@ -48,17 +48,18 @@ pub fn gather(
         .iter()
         .map(|trace| Building {
             builder: TraceBuilder::with_capacity(trace.spans.len(), span_bytes(trace)),
-            seen: Seen::new(if trace.late {
-                archived(trace)
+            seen: if trace.late {
+                Seen::Identities(Numbers::new(archived(trace)))
             } else {
-                Vec::with_capacity(trace.spans.len().min(FEW_MAX))
-            }),
+                Seen::Ids(Numbers::new(Vec::with_capacity(trace.spans.len().min(FEW_MAX))))
+            },
             locations: Vec::with_capacity(trace.spans.len()),
             expired: 0,
             duplicates: 0,
         })
         .collect();
-    let mut wanted: Vec<(SpanLocation, usize, usize)> = Vec::new();
+    let mut wanted: Vec<(SpanLocation, usize, usize)> =
+        Vec::with_capacity(traces.iter().map(|trace| trace.spans.len()).sum());
     for (number, trace) in traces.iter().enumerate() {
         wanted.extend(trace.spans.iter().enumerate().map(|(span, kept)| (kept.location, number, span)));
     }
@@ -80,8 +81,44 @@ fn sort_key(location: SpanLocation) -> u128 {
     u128::from(partition.0) << 96 | u128::from(offset.0) << 32 | u128::from(position)
 }
 
-/// The spans a trace has, by identity.
+/// The spans a trace has. A span's id is enough to tell it from others, as a rule, and quicker to see than what
+/// [`ingest_otlp::identity`] says of all its bytes; from the first id that comes twice on, identities are compared.
 enum Seen {
+    Ids(Numbers),
+    Identities(Numbers),
+}
+
+impl Seen {
+    /// False when it was there. `gathered` are the spans so far.
+    fn insert<'a>(&mut self, span: &[u8], gathered: impl Iterator<Item = &'a [u8]>) -> bool {
+        match self {
+            Self::Ids(seen) => {
+                let Some(id) = id_of(span) else {
+                    return self.insert_identity(span, gathered);
+                };
+                seen.insert(id) || self.insert_identity(span, gathered)
+            }
+            Self::Identities(seen) => seen.insert(ingest_otlp::identity(span)),
+        }
+    }
+
+    fn insert_identity<'a>(&mut self, span: &[u8], gathered: impl Iterator<Item = &'a [u8]>) -> bool {
+        let mut seen = Numbers::new(gathered.map(ingest_otlp::identity).collect());
+        let is_new = seen.insert(ingest_otlp::identity(span));
+        *self = Self::Identities(seen);
+        is_new
+    }
+}
+
+/// The id of a span that begins as nearly all do, with a trace id of 16 bytes and an id of 8.
+fn id_of(span: &[u8]) -> Option<u64> {
+    let ids = span.first_chunk::<28>()?;
+    let is_usual = ids[..2] == [0x0A, 16] && ids[18..20] == [0x12, 8];
+    ids.last_chunk().filter(|_| is_usual).map(|&id| u64::from_le_bytes(id))
+}
+
+/// Distinct numbers.
+enum Numbers {
     /// Compared one by one: most traces have a dozen spans or so.
     Few(Vec<u64>),
     Many(HashSet<u64>),
@@ -90,28 +127,24 @@ enum Seen {
 /// Beyond this, hashing is cheaper than comparing.
 const FEW_MAX: usize = 32;
 
-impl Seen {
-    fn new(identities: Vec<u64>) -> Self {
-        if identities.len() <= FEW_MAX {
-            Self::Few(identities)
-        } else {
-            Self::Many(identities.into_iter().collect())
-        }
+impl Numbers {
+    fn new(numbers: Vec<u64>) -> Self {
+        if numbers.len() <= FEW_MAX { Self::Few(numbers) } else { Self::Many(numbers.into_iter().collect()) }
     }
 
     /// False when it was there.
-    fn insert(&mut self, identity: u64) -> bool {
+    fn insert(&mut self, number: u64) -> bool {
         match self {
-            Self::Few(seen) if seen.contains(&identity) => false,
+            Self::Few(seen) if seen.contains(&number) => false,
             Self::Few(seen) if seen.len() < FEW_MAX => {
-                seen.push(identity);
+                seen.push(number);
                 true
             }
             Self::Few(seen) => {
-                *self = Self::Many(seen.drain(..).chain([identity]).collect());
+                *self = Self::Many(seen.drain(..).chain([number]).collect());
                 true
             }
-            Self::Many(seen) => seen.insert(identity),
+            Self::Many(seen) => seen.insert(number),
         }
     }
 }
@@ -147,12 +180,12 @@ fn gather_from(
             }
             let (location, trace, _) = run[index];
             found[index] = true;
-            let building = &mut building[trace];
-            if building.seen.insert(ingest_otlp::identity(span)) {
-                building.builder.push(container, span);
-                building.locations.push(location);
+            let Building { builder, seen, locations, duplicates, expired: _ } = &mut building[trace];
+            if seen.insert(span, builder.spans()) {
+                builder.push(container, span);
+                locations.push(location);
             } else {
-                building.duplicates += 1;
+                *duplicates += 1;
             }
         });
         if let Err(error) = result {
@@ -194,4 +227,47 @@ fn finish(trace: &KeptTrace, building: Building) -> Gathered {
         otlp: builder.finish(),
     });
     Gathered { fragment, locations, expired, duplicates }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn span(id: u8, rest: &[u8]) -> Vec<u8> {
+        [&[0x0A, 16][..], &[1; 16], &[0x12, 8], &[id; 8], rest].concat()
+    }
+
+    /// Which of `spans` are new, one after the other.
+    fn new_ones(seen: &mut Seen, spans: &[Vec<u8>]) -> Vec<bool> {
+        let mut gathered: Vec<&[u8]> = Vec::new();
+        let mut is_new = |span| {
+            let is_new = seen.insert(span, gathered.iter().copied());
+            gathered.extend(is_new.then_some(span));
+            is_new
+        };
+        spans.iter().map(|span| is_new(span.as_slice())).collect()
+    }
+
+    #[test]
+    fn copies_are_found_whatever_ids_say() {
+        let check = |spans: &[Vec<u8>], expected: &[bool]| {
+            let mut seen = Seen::Ids(Numbers::new(Vec::new()));
+            assert_eq!(new_ones(&mut seen, spans), expected);
+        };
+        let (a, b) = (span(1, b"a"), span(1, b"b"));
+        check(&[a.clone(), span(2, b"a"), a.clone()], &[true, true, false]);
+        check(&[a.clone(), b.clone(), a.clone(), b.clone(), span(3, b"")], &[true, true, false, false, true]);
+        // Without ids where they are looked for.
+        let odd = b"odd".to_vec();
+        check(&[a.clone(), odd.clone(), odd, a, b], &[true, true, false, false, true]);
+        let many: Vec<_> = (0..100).chain(0..100).map(|id| span(id, b"")).collect();
+        let expected: Vec<_> = (0..200).map(|at| at < 100).collect();
+        check(&many, &expected);
+    }
+
+    #[test]
+    fn archived_spans_are_known_by_identity() {
+        let mut seen = Seen::Identities(Numbers::new(vec![ingest_otlp::identity(&span(1, b"a"))]));
+        assert_eq!(new_ones(&mut seen, &[span(1, b"a"), span(1, b"b"), span(1, b"b")]), [false, true, false]);
+    }
 }

@@ -161,6 +161,18 @@ impl TraceBuilder {
         std::iter::successors(first, |&child| self.node(child).next)
     }
 
+    /// The messages of the spans that were added, container by container.
+    pub fn spans(&self) -> impl Iterator<Item = &[u8]> {
+        let scopes = self.children(ROOT).flat_map(|resource| self.children(resource));
+        // A span is kept behind its key, of one byte, and its length.
+        let message =
+            |framed: &'_ [u8]| framed[1..].iter().position(|byte| *byte < 0x80).map_or(0, |at| at + 2);
+        scopes.flat_map(|scope| self.children(scope)).map(move |span| {
+            let framed = self.header(span);
+            &framed[message(framed)..]
+        })
+    }
+
     /// How many spans were added.
     #[must_use]
     pub fn span_count(&self) -> u32 {
@@ -340,6 +352,17 @@ mod tests {
         let b = [&b"B"[..], &scope(b"x", &[b"1", b"4"]), &scope(b"y", &[b"3"])].concat();
         let a = [&b"A"[..], &scope(b"x", &[b"2", b"5"])].concat();
         assert_eq!(builder.finish(), [field(0x0A, &b), field(0x0A, &a)].concat());
+    }
+
+    #[test]
+    fn spans_are_told_as_they_were_added() {
+        let mut builder = TraceBuilder::new();
+        let spans: Vec<Vec<u8>> = [0, 1, 127, 128, 200, 20_000].map(|length| vec![0x81; length]).into();
+        spans.iter().for_each(|span| builder.push(&Container::of(b"resource", b"scope"), span));
+        builder.push(&Container::of(b"other", b"scope"), b"last");
+        let told: Vec<&[u8]> = builder.spans().collect();
+        assert!(told[..6].iter().zip(&spans).all(|(told, span)| told == span));
+        assert_eq!(told[6..], [b"last"]);
     }
 
     #[test]
