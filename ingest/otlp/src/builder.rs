@@ -31,6 +31,8 @@ pub struct TraceBuilder {
 struct Node {
     start: usize,
     end: usize,
+    /// Of all children's own bytes.
+    children_bytes: usize,
     children: Option<Children>,
     next: Option<u32>,
 }
@@ -139,7 +141,10 @@ impl TraceBuilder {
                 Children { first, last: added, last_found: added, count: count + 1 }
             }
         };
-        self.node_mut(parent).children = Some(children);
+        let bytes = self.bytes.len() - start;
+        let parent = self.node_mut(parent);
+        parent.children = Some(children);
+        parent.children_bytes += bytes;
         added
     }
 
@@ -194,10 +199,7 @@ impl TraceBuilder {
     /// The `TracesData`.
     #[must_use]
     pub fn finish(self) -> Bytes {
-        let scope_bytes = |scope: u32| {
-            let spans = self.children(scope).map(|span| self.header(span).len());
-            self.header(scope).len() + spans.sum::<usize>()
-        };
+        let scope_bytes = |scope: u32| self.header(scope).len() + self.node(scope).children_bytes;
         let resource_bytes = |resource: u32| {
             let scopes = self.children(resource).map(|scope| delimited_bytes(scope_bytes(scope)));
             self.header(resource).len() + scopes.sum::<usize>()

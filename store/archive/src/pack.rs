@@ -118,7 +118,7 @@ pub(crate) struct Packer {
 }
 
 /// The pieces that hold all that a span is found by, beside attributes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Said {
     /// Its resource, whole.
     pub(crate) resource: u32,
@@ -129,7 +129,7 @@ pub(crate) struct Said {
 }
 
 /// What follows a span's attributes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Tail {
     None,
     Piece(u32),

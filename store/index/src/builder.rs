@@ -33,6 +33,8 @@ struct Entry {
     start: usize,
     length: u32,
     first_row: u32,
+    /// Kept, so that a growing table need not read all terms again.
+    hash: u64,
 }
 
 /// Where in `terms_of_rows` a row's terms begin; they end where the next row's begin.
@@ -84,9 +86,9 @@ impl IndexBuilder {
         let length = u32::try_from(term.len()).expect("parts of terms are cut");
         let start = self.arena.len();
         self.arena.extend_from_slice(term);
-        self.entries.push(Entry { start, length, first_row });
-        let Self { arena, entries, table, hasher, .. } = self;
-        table.insert_unique(hash, number, |&entry| hasher.hash_one(term_of(arena, &entries[entry as usize])));
+        self.entries.push(Entry { start, length, first_row, hash });
+        let Self { entries, table, .. } = self;
+        table.insert_unique(hash, number, |&entry| entries[entry as usize].hash);
         TermNumber(number)
     }
 
