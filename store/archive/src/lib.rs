@@ -3,8 +3,8 @@
 //!
 //! Read in this order: [`settlement`] (the record of topic `decisions`), [`archive`] (the handle, opening, coverage),
 //! [`writer`] (one per shard: insert, seal), [`snapshot`] (what queries read), then the insides: `terms` (what of a
-//! fragment is indexed), `pack`, `pieces` and `prints` (what is kept of its bytes), `open`, `format` (the bytes of a segment file), `write`, `sealed`, `files` (names),
-//! `retention`, `pages` (a cache), `map` (the one unsafe file).
+//! fragment is indexed), `pack`, `pieces` and `prints` (how its bytes are kept), `open`, `format` (the bytes of a segment
+//! file), `write`, `sealed`, `files` (names), `retention`, `pages` (a cache), `map` (the one unsafe file).
 
 pub mod archive;
 mod error;
