@@ -181,9 +181,14 @@ fn unzstd_with(
     let mut input = InBuffer::around(body);
     loop {
         let written = output.bytes.len();
-        let missing = decoder
-            .run(&mut input, &mut OutBuffer::around_pos(&mut output.bytes, written))
-            .map_err(bad_zstd)?;
+        let mut room = OutBuffer::around_pos(&mut output.bytes, written);
+        // In the library's own words a damaged body is different things, by what the decoder held before.
+        let missing = decoder.run(&mut input, &mut room).map_err(|_damaged| {
+            bad_zstd(format_args!(
+                "a frame is damaged, or its window is larger than {} MiB",
+                1 << (ZSTD_WINDOW_LOG_MAX - 20)
+            ))
+        })?;
         if possible < limit_bytes && output.check().is_err() {
             return Err(bad_zstd(format_args!("it unfolds to more than {RATIO_MAX} times its size")));
         }
@@ -291,6 +296,17 @@ mod tests {
         assert!(error.to_string().contains("more than its end declares"), "{error}");
         let several = [gzip(&vec![0; UNFOLDED_BYTES_FREE]), gzip(b"x")].concat();
         assert_eq!(open(Encoding::Gzip, &several, 64 << 20).unwrap().len(), UNFOLDED_BYTES_FREE + 1);
+    }
+
+    #[test]
+    fn a_damaged_body_is_refused_in_the_same_words_whatever_came_before() {
+        // Found by the fuzz target; its first byte chooses the encoding.
+        let (_, damaged) =
+            include_bytes!("../fuzz/seeds/decompress/zstd-damaged-in-two-ways").split_first().unwrap();
+        let damaged = Bytes::from_static(damaged);
+        let refusals =
+            [(); 2].map(|()| decompress(Encoding::Zstd, &damaged, 1 << 20).unwrap_err().to_string());
+        assert_eq!(refusals[0], refusals[1]);
     }
 
     #[test]
