@@ -14,8 +14,8 @@ use crate::pool::{self, Pool};
 pub(crate) const GRPC_PREFIX_BYTES: usize = 5;
 
 /// What is reserved on the word of a sender; beyond that the buffer grows with what has really come, so a declared
-/// length alone takes no memory from others.
-const FIRST_RESERVE_BYTES_MAX: usize = 256 << 10;
+/// length alone takes no memory from others. Just what a size of the pool has.
+const FIRST_RESERVE_BYTES_MAX: usize = (256 << 10) - pool::ALIGNMENT;
 
 /// A body being received.
 #[derive(Debug)]

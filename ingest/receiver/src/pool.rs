@@ -22,7 +22,7 @@ const STEPS: usize = 8;
 const CLASSES: usize = (POOLED_BYTES_MAX / POOLED_BYTES_MIN).ilog2() as usize * STEPS + 1;
 
 /// Where a body can begin so that a disk takes it from where it lies. Pooled memory has so much more than is asked for.
-const ALIGNMENT: usize = 512;
+pub(crate) const ALIGNMENT: usize = 512;
 
 /// Free memory, by size class.
 type Free = [Vec<Vec<u8>>; CLASSES];
