@@ -182,7 +182,7 @@ fn unzstd_with(
     loop {
         let written = output.bytes.len();
         let mut room = OutBuffer::around_pos(&mut output.bytes, written);
-        // In the library's own words a damaged body is different things, by what the decoder held before.
+        // What the library says of a damaged body depends on how much memory its decoder has from before.
         let missing = decoder.run(&mut input, &mut room).map_err(|_damaged| {
             bad_zstd(format_args!(
                 "a frame is damaged, or its window is larger than {} MiB",
