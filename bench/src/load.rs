@@ -285,6 +285,8 @@ pub(crate) struct Report {
     reasons: BTreeMap<String, u64>,
     /// From when a request was due to its acknowledgement; in a closed loop the same as `service_time`.
     latency: Quantiles,
+    /// The same of requests that were due after `--warm-up`.
+    steady_latency: Quantiles,
     /// From when a request was sent.
     service_time: Quantiles,
     server: Option<ServerReport>,
@@ -338,6 +340,7 @@ pub(crate) fn run(args: &Args) -> Result<Report, Error> {
         schedule: Schedule::of_rate(args.rate, spans_per_request(&plan, requests_per_group)),
         in_flight: args.in_flight(),
         duration: args.duration(),
+        warm_up: args.warm_up,
         group_limit,
         late_by: args.late_by,
         duplicates: args.duplicates,
@@ -556,6 +559,7 @@ fn report(args: &Args, run: &Run, measured: Measured) -> Report {
         requests_late: tally.requests_late,
         loss: 1.0 - per_second(spans, tally.spans_sent as f64),
         latency: tally.latency.map(|latency| latency.quantiles()).unwrap_or_default(),
+        steady_latency: tally.steady_latency.map(|latency| latency.quantiles()).unwrap_or_default(),
         service_time: tally.service_time.map(|time| time.quantiles()).unwrap_or_default(),
         reasons: tally.reasons,
         server: server.map(|server| ServerReport {

@@ -129,10 +129,10 @@ impl Numbers {
             interrupt_ns_per_span: number("server/interrupt_ns_per_span")?,
             server_busy: number("server/busy")?,
             generator_busy: number("generator_busy")?,
-            latency_p50_ms: number("latency/p50_ms")?,
-            latency_p99_ms: number("latency/p99_ms")?,
-            latency_p999_ms: number("latency/p999_ms")?,
-            latency_max_ms: number("latency/max_ms")?,
+            latency_p50_ms: number("steady_latency/p50_ms")?,
+            latency_p99_ms: number("steady_latency/p99_ms")?,
+            latency_p999_ms: number("steady_latency/p999_ms")?,
+            latency_max_ms: number("steady_latency/max_ms")?,
             rss_bytes_max: number("server/rss_bytes_max")?,
             loss: number("loss")?,
             body_bytes_per_span: number("body_bytes_per_span")?,
@@ -279,7 +279,7 @@ pub(crate) mod tests {
         json!({"commit": "abc", "dirty": true, "command": "sluicebox-bench load", "bench": "load", "result": {
             "seconds": 12.0, "spans_per_second": 1e9 / cpu, "requests_per_second": 1e7 / cpu, "loss": 0.0,
             "body_bytes_per_span": 410.0, "generator_busy": generator_busy,
-            "latency": {"p50_ms": 1.0, "p99_ms": 2.0, "p999_ms": 3.0, "max_ms": 4.0},
+            "steady_latency": {"p50_ms": 1.0, "p99_ms": 2.0, "p999_ms": 3.0, "max_ms": 4.0},
             "server": {
                 "cpu_ns_per_span": {"user": cpu / 4.0, "system": cpu * 0.75, "total": cpu},
                 "steady_cpu_ns_per_span": {"total": cpu * 2.0}, "settled_cpu_ns_per_span": {"total": cpu + 1.0},

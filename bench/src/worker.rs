@@ -43,6 +43,7 @@ pub(crate) struct Run {
     pub(crate) schedule: Schedule,
     pub(crate) in_flight: InFlight,
     pub(crate) duration: Duration,
+    pub(crate) warm_up: Duration,
     pub(crate) group_limit: u64,
     pub(crate) late_by: Duration,
     pub(crate) duplicates: f64,
@@ -87,6 +88,8 @@ pub(crate) struct Tally {
     /// Status or kind of failure, and how often.
     pub(crate) reasons: BTreeMap<String, u64>,
     pub(crate) latency: Option<Latencies>,
+    /// Of requests that were due after the warm-up.
+    pub(crate) steady_latency: Option<Latencies>,
     pub(crate) service_time: Option<Latencies>,
     pub(crate) notes: Notes,
 }
@@ -96,7 +99,13 @@ const REASONS_MAX: usize = 32;
 
 impl Tally {
     fn new() -> Self {
-        Self { latency: Some(Latencies::new()), service_time: Some(Latencies::new()), ..Self::default() }
+        let latencies = || Some(Latencies::new());
+        Self {
+            latency: latencies(),
+            steady_latency: latencies(),
+            service_time: latencies(),
+            ..Self::default()
+        }
     }
 
     fn reason(&mut self, text: String) {
@@ -123,6 +132,7 @@ impl Tally {
             body_bytes,
             reasons,
             latency,
+            steady_latency,
             service_time,
             notes,
         } = other;
@@ -143,6 +153,7 @@ impl Tally {
             *self.reasons.entry(reason).or_default() += count;
         }
         merge(&mut self.latency, latency);
+        merge(&mut self.steady_latency, steady_latency);
         merge(&mut self.service_time, service_time);
         self.notes.append(notes);
     }
@@ -399,7 +410,9 @@ impl Worker {
         let mut pause = PAUSE_FIRST;
         self.tally.borrow_mut().spans_sent += spans;
         loop {
-            let attempt = Attempt { spans, bytes: body.len() as u64, due, started: clock::now() };
+            let steady_from = self.started() + self.run.warm_up;
+            let attempt =
+                Attempt { spans, bytes: body.len() as u64, due, started: clock::now(), steady_from };
             let answer = sender.export(body.clone(), self.run.timeout).await;
             let may_repeat = self.run.retry && clock::now() < give_up;
             let next = self.tally.borrow_mut().judge(&attempt, answer, may_repeat);
@@ -441,6 +454,8 @@ struct Attempt {
     bytes: u64,
     due: Option<Instant>,
     started: Instant,
+    /// When the warm-up of the run ends.
+    steady_from: Instant,
 }
 
 /// What to do after an answer.
@@ -491,15 +506,20 @@ impl Tally {
     }
 
     fn acknowledge(&mut self, attempt: &Attempt, rejected_spans: u64) {
-        let Attempt { spans, bytes, due, started } = *attempt;
+        let Attempt { spans, bytes, due, started, steady_from } = *attempt;
         let now = clock::now();
         self.requests_acknowledged += 1;
         self.spans_acknowledged += spans.saturating_sub(rejected_spans);
         self.spans_rejected += rejected_spans;
         self.body_bytes += bytes;
         // Latency counts from when the request was due: a wait for a free slot is the receiver's doing.
-        if let Some(latency) = &mut self.latency {
-            latency.record(now.saturating_duration_since(due.unwrap_or(started)));
+        let due = due.unwrap_or(started);
+        let latency = now.saturating_duration_since(due);
+        if let Some(latencies) = &mut self.latency {
+            latencies.record(latency);
+        }
+        if let Some(latencies) = self.steady_latency.as_mut().filter(|_| due >= steady_from) {
+            latencies.record(latency);
         }
         if let Some(service_time) = &mut self.service_time {
             service_time.record(now.saturating_duration_since(started));
@@ -512,7 +532,8 @@ mod tests {
     use super::*;
 
     fn judge(tally: &mut Tally, answer: Result<Answer, Error>, may_repeat: bool) -> Next {
-        let attempt = Attempt { spans: 10, bytes: 100, due: None, started: clock::now() };
+        let now = clock::now();
+        let attempt = Attempt { spans: 10, bytes: 100, due: None, started: now, steady_from: now };
         tally.judge(&attempt, answer, may_repeat)
     }
 
