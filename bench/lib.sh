@@ -5,13 +5,16 @@
 #   SCRATCH                     data and raw results, on a real disk: the journal syncs, and tmpfs would make that free
 #   CONFIG                      configuration file of the appliance, for the parts that do not write their own
 #   WARM_MEMORY                 mebibytes of memory touched before an appliance starts; 0 for none (see `bench memory`)
+#   MEMORY_LIMIT                of the appliance. A quarter of a small machine, the default, is too little for the bodies that are
+#                               undecided at full speed: those that it lets go of are read from the journal again
 #   BUILD=no                    take the binaries that are there, or BENCH and APPLIANCE
 # shellcheck shell=bash
 
 SERVER_CPU=${SERVER_CPU:-1}
 GENERATOR_CPU=${GENERATOR_CPU:-0}
 SCRATCH=${SCRATCH:-target/bench-scratch}
-WARM_MEMORY=${WARM_MEMORY:-5000}
+WARM_MEMORY=${WARM_MEMORY:-6000}
+MEMORY_LIMIT=${MEMORY_LIMIT:-10GiB}
 SINK=127.0.0.1:14317
 
 bench=${BENCH:-target/release/sluicebox-bench}
@@ -98,6 +101,7 @@ receivers:
   otlp:
     driver: $driver
     protocols: { grpc: { $tls } }
+memory: { limit: $MEMORY_LIMIT }
 YAML
     echo "$file"
 }

@@ -20,9 +20,9 @@ const SEGMENT_BYTES_MIN: u64 = 1 << 20;
 
 /// Shares of the memory budget. What is left is for receive buffers, the archive's open segments and queries.
 const LIVE_SHARE: f64 = 0.20;
-const BODIES_SHARE: f64 = 0.40;
+const BODIES_SHARE: f64 = 0.45;
 const RINGS_SHARE: f64 = 0.05;
-const OPEN_SEGMENTS_SHARE: f64 = 0.10;
+const OPEN_SEGMENTS_SHARE: f64 = 0.05;
 const REMEMBERED_SHARE: f64 = 0.05;
 
 /// What a remembered decision costs, hash table included: kept ones exactly, dropped ones as fingerprints.

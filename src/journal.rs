@@ -205,6 +205,9 @@ pub(crate) struct Journal {
     /// Bytes of the commit that is being written.
     bytes_under_way: usize,
     feeder: Feeder,
+    /// Of requests that are durable, while a shard has no room for what came before them: senders that wait for their
+    /// answers slow down to what the shards can take, where answers at once would end in refusals.
+    held: Vec<Done>,
     keeper: Sender<(Job, Arc<dyn Wake>)>,
     news: Receiver<News>,
     wake: Arc<dyn Wake>,
@@ -240,6 +243,7 @@ impl Journal {
             head: Vec::new(),
             bytes_under_way: 0,
             feeder,
+            held: Vec::new(),
             keeper,
             news,
             wake,
@@ -342,13 +346,14 @@ impl Journal {
         let partition = self.options.partition;
         self.bytes_under_way = 0;
         self.committed_at = now;
-        let outcome = match result {
+        match result {
             Ok(committed) => {
                 for (number, (tenant, body, refused, spans)) in (0..).zip(group.records.drain(..)) {
                     let offset = committed.first.plus(number);
                     self.feeder.take(Batch { partition, offset, tenant, body, refused, spans });
                 }
-                Outcome::Stored
+                self.held.append(&mut group.answers);
+                self.hand_on(answers);
             }
             Err(error) => {
                 tracing::error!(%partition, %error, "journal write failed, its requests are refused");
@@ -356,13 +361,20 @@ impl Journal {
                     self.entrance.refused.add(&tenant, spans.len() as u64 + u64::from(refused));
                 }
                 let reason = "the journal cannot be written".to_owned();
-                Outcome::Unavailable { retry_after: REOPEN_AFTER, reason }
+                let outcome = Outcome::Unavailable { retry_after: REOPEN_AFTER, reason };
+                // A sender that has hung up will send again; copies are recognised.
+                group.answers.drain(..).for_each(|done| answers.give(done, outcome.clone()));
             }
-        };
-        // A sender that has hung up will send again; copies are recognised.
-        group.answers.drain(..).for_each(|done| answers.give(done, outcome.clone()));
+        }
         stage.clear();
         self.spare = Some((stage, group));
+    }
+
+    /// Hands what is durable to the shards, and answers once they have all of it.
+    fn hand_on(&mut self, answers: &mut Answers) {
+        if self.feeder.drain() {
+            self.held.drain(..).for_each(|done| answers.give(done, Outcome::Stored));
+        }
     }
 
     fn is_full(&self) -> bool {
@@ -413,7 +425,7 @@ impl Lane for Journal {
             self.hear(news, now, answers);
         }
         let write = self.begin(now);
-        self.feeder.drain();
+        self.hand_on(answers);
         write
     }
 
@@ -485,6 +497,8 @@ mod tests {
     use store_model::{Encoding, Symbols, UnixNanos};
     use tokio::sync::oneshot;
 
+    const RING_BYTES_MAX: usize = 16 << 20;
+
     struct Bell(std::thread::Thread);
 
     impl Wake for Bell {
@@ -498,6 +512,7 @@ mod tests {
         journal: Box<Journal>,
         entrance: Arc<Entrance>,
         shard: Consumer<Batch>,
+        published: Arc<Published>,
         keeper: std::thread::JoinHandle<()>,
         now: Monotonic,
         directory: tempfile::TempDir,
@@ -524,11 +539,12 @@ mod tests {
             };
             let thread = std::thread::spawn(|| thread.run());
             let (ring, shard) = RingBuffer::new(64);
+            let published = Arc::<Published>::default();
             let outlet = Outlet {
                 ring,
                 thread: std::thread::current(),
-                published: Arc::default(),
-                ring_bytes_max: 1 << 20,
+                published: Arc::clone(&published),
+                ring_bytes_max: RING_BYTES_MAX,
                 waiting: VecDeque::new(),
             };
             let parts = JournalParts {
@@ -556,7 +572,8 @@ mod tests {
             let wake = Arc::new(Bell(std::thread::current()));
             let berth = Berth { core: 0, wake, writes: true };
             let journal = Box::new(Journal::new(parts, Arc::clone(&entrance), berth));
-            Self { journal, entrance, shard, keeper: thread, now: Monotonic(1 << 40), directory }
+            let now = Monotonic(1 << 40);
+            Self { journal, entrance, shard, published, keeper: thread, now, directory }
         }
 
         fn submit(&mut self, text: &str) -> oneshot::Receiver<Outcome> {
@@ -706,6 +723,24 @@ mod tests {
         let mut outcome = bench.submit("third");
         assert_eq!(bench.answer(&mut outcome), Outcome::Stored);
         assert_eq!(bench.stored(), ["first", "second", "third"]);
+    }
+
+    #[test]
+    fn who_waits_for_an_answer_waits_for_a_shard_without_room() {
+        let mut bench = Bench::new();
+        bench.begin();
+        bench.published.ring_bytes.store(RING_BYTES_MAX, Ordering::Relaxed);
+        let mut outcome = bench.submit("second");
+        let write = bench.until_write();
+        do_write(&write);
+        bench.written(write, Ok(()));
+        bench.turn();
+        assert!(outcome.try_recv().is_err(), "it is durable, but the shard has no room");
+        assert_eq!(bench.fed().len(), 1);
+        bench.published.ring_bytes.store(0, Ordering::Relaxed);
+        bench.turn();
+        assert_eq!(outcome.try_recv(), Ok(Outcome::Stored));
+        assert_eq!(bench.fed().len(), 1);
     }
 
     #[test]
