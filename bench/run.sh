@@ -176,10 +176,9 @@ slow_down() {
 overload() {
     local by taken rate config parts=()
     local usual=(--shape s --spans-per-request 100 --connections 200 --errors "$OVERLOAD_ERRORS")
-    config=$(configuration "$DRIVER" 1 plain)
+    config=$(MEMORY_LIMIT=$OVERLOAD_MEMORY configuration "$DRIVER" 1 plain)
     mv "$config" "$SCRATCH/overload.yaml"
     config=$SCRATCH/overload.yaml
-    echo "memory: { limit: $OVERLOAD_MEMORY }" >>"$config"
     for by in $OVERLOAD_BY; do
         start_appliance "$SERVER_CPU" "$config"
         slow_down "$by"
