@@ -241,9 +241,9 @@ impl<F: DiskFile> SegmentFile<F> {
         self.file.sync_data().map_err(|error| Error::fatal(&self.path, "sync", error))
     }
 
-    /// Cuts the segment behind its last commit and seals it. Returns the file's length. Durable only after [`Self::sync`], which
-    /// nobody has to wait for: without space for the seal, or after a crash, the segment stays without, and the seal only
-    /// saves reading the segment when it is opened.
+    /// Cuts the segment behind its last commit, seals it and makes everything durable before a next segment can begin: where
+    /// that one's header is lost in a crash, half a seal here would pass for damage. Returns the file's length.
+    /// Without space for the seal the segment stays without: it only saves reading the segment when it is opened.
     pub(crate) fn seal(
         &self,
         used: u64,
@@ -263,6 +263,7 @@ impl<F: DiskFile> SegmentFile<F> {
             }
             Err(error) => return Err(fatal("seal")(error)),
         };
+        self.sync()?;
         Ok(length)
     }
 }

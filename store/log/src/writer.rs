@@ -90,8 +90,6 @@ pub struct Writer<D: Disk> {
     pending: Stage,
     newest_at: UnixNanos,
     is_poisoned: bool,
-    /// The open segment holds commits that are only in the page cache.
-    is_unsynced: bool,
 }
 
 /// A commit on its way to the disk: between [`Writer::begin`] and [`Writer::end`].
@@ -170,7 +168,6 @@ impl<D: Disk> Writer<D> {
             pending: Stage::default(),
             newest_at,
             is_poisoned: false,
-            is_unsynced: false,
         };
         Ok((writer, Recovery { end_offset: end, epoch, truncated, quarantined }))
     }
@@ -223,7 +220,6 @@ impl<D: Disk> Writer<D> {
         } else {
             self.begin(stage, now).and_then(|flight| {
                 let written = flight.write(stage, sync);
-                self.is_unsynced = sync == Sync::PageCache;
                 self.end(flight, written)
             })
         };
@@ -509,11 +505,6 @@ impl<D: Disk> Writer<D> {
             (map, segment.newest_at)
         };
         let length = file.seal(used, end, newest_at, &map)?;
-        // The next segment's header will say where this one ends, so that must hold after a crash. The seal itself may
-        // be lost: waiting for it would hold up every commit of a new segment.
-        if std::mem::take(&mut self.is_unsynced) {
-            file.sync()?;
-        }
         let mut view = self.shared.change();
         if let Some(segment) = view.segment_mut(base) {
             segment.sealed = true;
@@ -606,7 +597,6 @@ impl<F: DiskFile> Settled<F> {
                         file.cut(segment.used)?;
                     }
                     segment.bytes = file.seal(segment.used, segment.end, segment.newest_at, map)?;
-                    file.sync()?;
                 }
             }
         }
