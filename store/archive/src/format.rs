@@ -19,7 +19,7 @@
 //! trailer     footer position u64, footer length u32, footer checksum u32, version u32 = 1, checksum of these 20 bytes
 //!             u32, magic "SLUXTRAC"
 //! row         reason code + 128 if complete u8, threshold (57 bits reversed) varint, end and decision time (signed
-//!             distance from trace start) zigzag varint, span count varint, length of what follows u32; length of the
+//!             distance from trace start) zigzag varint, span count varint, length of what follows u64; length of the
 //!             OTLP `TracesData` varint, length of the stream varint, stream as `pack` draws it, then the pieces it takes:
 //!             name in `pieces` varint, or 0 and length varint and bytes
 //! ```
@@ -249,7 +249,7 @@ pub(crate) fn put_row(out: &mut Vec<u8>, row: &Row, names: &Names, pieces: &Piec
     put_varint(out, u64::from(*span_count));
     let Packed { stream, pieces: taken, otlp_bytes } = packed;
     let length_at = out.len();
-    out.extend([0; 4]);
+    out.extend([0; 8]);
     put_varint(out, count(*otlp_bytes));
     put_bytes(out, stream);
     for &piece in taken {
@@ -264,8 +264,9 @@ pub(crate) fn put_row(out: &mut Vec<u8>, row: &Row, names: &Names, pieces: &Piec
             name => put_varint(out, u64::from(name)),
         }
     }
-    let length = u32::try_from(out.len() - length_at - 4).expect("OTLP is shorter than 4 GiB");
-    out[length_at..length_at + 4].copy_from_slice(&length.to_le_bytes());
+    // 64 bits: senders decide how long a trace becomes.
+    let length = count(out.len() - length_at - 8);
+    out[length_at..length_at + 8].copy_from_slice(&length.to_le_bytes());
 }
 
 /// The row at `index` of a raw page.
@@ -285,8 +286,8 @@ pub(crate) fn read_row(
         let end = UnixNanos(cursor.delta(trace_start.0)?);
         let decided_at = UnixNanos(cursor.delta(trace_start.0)?);
         let span_count = cursor.varint_u32()?;
-        let length = cursor.u32_le()?;
-        let packed = cursor.take(length as usize)?;
+        let length = usize::try_from(cursor.u64_le()?).unwrap_or(usize::MAX);
+        let packed = cursor.take(length)?;
         if skipped == index {
             let otlp = read_packed(packed, (trace_id, trace_start), pieces)?.into();
             let fragment = Fragment {
