@@ -149,9 +149,7 @@ fn split(spans: SpanRuns, shards: usize) -> Vec<SpanRuns> {
     let count = u16::try_from(shards).unwrap_or(u16::MAX);
     let mut parts = vec![SpanRuns::default(); shards];
     for (run, ranges) in spans.iter() {
-        let part = &mut parts[usize::from(run.trace_id.shard(count).0)];
-        part.runs.push(*run);
-        part.ranges.extend_from_slice(ranges);
+        parts[usize::from(run.trace_id.shard(count).0)].push_run(run, ranges);
     }
     parts
 }

@@ -123,7 +123,7 @@ fn run(cli: &Cli) -> Result<bool, Error> {
         Bench::Sink(args) => print(cli, "sink", &sink::run(args)?),
         Bench::Walk(args) => print(cli, "walk", &walk::run(args)?),
         Bench::Journal(args) => print(cli, "journal", &journal::run(args)?),
-        Bench::Memory(args) => print(cli, "memory", &memory::run(args)?),
+        Bench::Memory(args) => print(cli, "memory", &memory::run(args)),
         Bench::Verify(args) => {
             let report = verify::run(args)?;
             passed = report.passed;

@@ -116,8 +116,7 @@ impl Filter {
         let mut undecided = SpanRuns::default();
         for (run, ranges) in spans.iter() {
             if !self.is_settled((tenant, run.trace_id), partition, offset) {
-                undecided.runs.push(*run);
-                undecided.ranges.extend_from_slice(ranges);
+                undecided.push_run(run, ranges);
             }
         }
         undecided

@@ -18,7 +18,7 @@ use crate::pool::Pool;
 const GRPC_PATH: &[u8] = b"/opentelemetry.proto.collector.trace.v1.TraceService/Export";
 const HTTP_PATH: &[u8] = b"/v1/traces";
 
-/// A summary list starts with room for a body of spans of this size, and doubles: smaller spans are rare.
+/// There is room for a body of spans of this size at first, and it doubles: smaller spans are rare.
 const SPAN_BYTES_LIKELY: usize = 256;
 
 /// The most spans there is room for at first.

@@ -111,6 +111,21 @@ fn spawn<W: Work>(post: Post) -> io::Result<JoinHandle<()>> {
     started.recv().unwrap_or_else(|_gone| died()).map(|()| thread)
 }
 
+/// Whether none of the threads has ended.
+pub(crate) fn are_at_work(threads: &[JoinHandle<()>]) -> bool {
+    !threads.iter().any(JoinHandle::is_finished)
+}
+
+/// Waits for the threads to end, and says which of them had panicked.
+pub(crate) fn join(threads: impl Iterator<Item = JoinHandle<()>>) {
+    for thread in threads {
+        let name = thread.thread().name().unwrap_or_default().to_owned();
+        if thread.join().is_err() {
+            tracing::error!(thread = name, "receiver thread panicked");
+        }
+    }
+}
+
 impl<W> Threads<W> {
     fn ask(&self, grace: Duration) {
         self.stop.ask(grace);
@@ -128,17 +143,12 @@ impl<W: Work> Driver for Threads<W> {
     }
 
     fn is_whole(&self) -> bool {
-        !self.threads.iter().any(JoinHandle::is_finished)
+        are_at_work(&self.threads)
     }
 
     fn stop(mut self: Box<Self>, grace: Duration) {
         self.ask(grace);
-        for thread in self.threads.drain(..) {
-            let name = thread.thread().name().unwrap_or_default().to_owned();
-            if thread.join().is_err() {
-                tracing::error!(thread = name, "receiver thread panicked");
-            }
-        }
+        join(self.threads.drain(..));
     }
 }
 

@@ -104,6 +104,12 @@ impl SpanRuns {
         }
     }
 
+    /// Takes in a run of the same body, with the ranges of its spans.
+    pub fn push_run(&mut self, run: &SpanRun, ranges: &[BodyRange]) {
+        self.runs.push(*run);
+        self.ranges.extend_from_slice(ranges);
+    }
+
     /// Each run with the ranges of its spans.
     pub fn iter(&self) -> impl Iterator<Item = (&SpanRun, &[BodyRange])> {
         let mut rest = &self.ranges[..];

@@ -22,6 +22,7 @@ use crate::intake::{Driver, Endpoints, Intake};
 use crate::listen::{self, Listeners};
 use crate::metrics::ReceiverMetrics;
 use crate::shared::Shared;
+use crate::threads;
 
 /// How long a stop may take: `None` while nobody asked for one.
 type Stop = Option<Duration>;
@@ -89,18 +90,13 @@ impl Driver for Portable {
     }
 
     fn is_whole(&self) -> bool {
-        !self.threads.iter().any(JoinHandle::is_finished)
+        threads::are_at_work(&self.threads)
     }
 
     fn stop(self: Box<Self>, grace: Duration) {
         let Self { endpoints: _, stop, threads } = *self;
         stop.send_replace(Some(grace));
-        for thread in threads {
-            let name = thread.thread().name().unwrap_or_default().to_owned();
-            if thread.join().is_err() {
-                tracing::error!(thread = name, "receiver thread panicked");
-            }
-        }
+        threads::join(threads.into_iter());
     }
 }
 
