@@ -23,11 +23,12 @@ use crate::cpus::Cpus;
 use crate::gate::Gate;
 use crate::identities::Identities;
 use crate::intake::{Entrance, RefusedLedger};
-use crate::journal::{Feeder, Floors, JournalOptions, JournalParts, Outlet};
+use crate::journal::{Feeder, JournalOptions, JournalParts, Outlet};
 use crate::keeper::Keeper;
 use crate::live::{LiveTraces, ShardLine};
 use crate::memory::CoreMemory;
 use crate::recover::{self, Recovered};
+use crate::retention::{Floors, RetentionThread};
 use crate::shards::{Ask, Published, ShardThread};
 use crate::status::StatusBoard;
 use crate::totals::Totals;
@@ -93,6 +94,8 @@ pub(crate) struct Appliance {
     endpoints: Endpoints,
     receiver: Box<dyn Driver>,
     keepers: Vec<JoinHandle<()>>,
+    retention: Vec<JoinHandle<()>>,
+    retention_stop: Arc<AtomicBool>,
     published: Vec<Arc<Published>>,
     shards: Vec<JoinHandle<()>>,
     archivers: Vec<JoinHandle<()>>,
@@ -206,16 +209,17 @@ impl Appliance {
             totals: Arc::new(Totals::new(count)),
             refused: Arc::new(RefusedLedger::default()),
             symbols: Symbols::new(config.receivers.max_names),
+            retention_stop: Arc::default(),
         };
         context.gate.close("start", "the appliance is starting");
         let decision_readers = shards.iter().map(|shard| shard.decisions.reader()).collect();
         let started = context.start_shards(shards)?;
-        let (journals, keepers) = context.make_journals(partitions, &started)?;
+        let Journals { parts, keepers, retention } = context.make_journals(partitions, &started)?;
         context.gate.open("start");
 
         let metrics = Arc::new(ReceiverMetrics::default());
         let entrance = Arc::new(Entrance {
-            journals: Mutex::new(journals),
+            journals: Mutex::new(parts),
             gate: Arc::clone(&context.gate),
             refused: Arc::clone(&context.refused),
             symbols: context.symbols.clone(),
@@ -252,6 +256,8 @@ impl Appliance {
             endpoints: receiver.endpoints(),
             receiver,
             keepers,
+            retention,
+            retention_stop: context.retention_stop,
             published: started.published,
             shards: started.shards,
             archivers: started.archivers,
@@ -271,6 +277,7 @@ impl Appliance {
         let rooms = [
             ("receiver", !self.receiver.is_whole()),
             ("keeper", ended(&self.keepers)),
+            ("retention", ended(&self.retention)),
             ("shard", ended(&self.shards)),
             ("archiver", ended(&self.archivers)),
         ];
@@ -282,6 +289,9 @@ impl Appliance {
         self.gate.close("stop", "the appliance is stopping");
         self.receiver.stop(DRAIN);
         join("keeper", self.keepers);
+        self.retention_stop.store(true, Ordering::Release);
+        self.retention.iter().for_each(|thread| thread.thread().unpark());
+        join("retention", self.retention);
         for published in &self.published {
             published.stop.store(true, Ordering::Release);
         }
@@ -379,8 +389,15 @@ fn rings(count: u16) -> (Grid<Producer<Batch>>, Grid<Consumer<Batch>>) {
     (producers, consumers)
 }
 
-/// What each receiving thread will come for, and the keepers beside them.
-type Journals = (Vec<Option<JournalParts>>, Vec<JoinHandle<()>>);
+/// The journals of all cores.
+#[derive(Default)]
+struct Journals {
+    /// What each receiving thread will come for.
+    parts: Vec<Option<JournalParts>>,
+    /// The threads beside them.
+    keepers: Vec<JoinHandle<()>>,
+    retention: Vec<JoinHandle<()>>,
+}
 
 /// What the threads share while they are started.
 struct Context<'a> {
@@ -395,6 +412,7 @@ struct Context<'a> {
     totals: Arc<Totals>,
     refused: Arc<RefusedLedger>,
     symbols: Symbols,
+    retention_stop: Arc<AtomicBool>,
 }
 
 /// The shards, running.
@@ -486,7 +504,7 @@ impl Context<'_> {
         partitions: Vec<OpenPartition>,
         started: &StartedShards,
     ) -> Result<Journals, Error> {
-        let (mut journals, mut keepers) = (Vec::new(), Vec::new());
+        let mut journals = Journals::default();
         for OpenPartition { id, writer, feeder } in partitions {
             let threads_of_shards = started.lines.iter().map(|line| line.thread.clone());
             let shards = threads_of_shards.zip(started.published.iter().cloned());
@@ -505,25 +523,43 @@ impl Context<'_> {
             let stopping = Arc::new(AtomicBool::new(false));
             let keeper = Keeper {
                 partition: id,
+                jobs,
+                news: to_journal,
+                stopping: Arc::clone(&stopping),
+                gate: Arc::clone(&self.gate),
+            };
+            journals.keepers.push(self.spawn_on(id, "keeper", move || keeper.run())?);
+            let retention = RetentionThread {
+                partition: id,
                 retention: Retention {
                     age_max: self.config.journal.retention.max_age.0,
                     bytes_max: self.config.journal.retention.max_bytes.0 / u64::from(self.count),
                 },
-                jobs,
-                news: to_journal,
-                stopping: Arc::clone(&stopping),
+                remover: writer.remover(),
                 floors: Arc::clone(&self.floors),
                 gate: Arc::clone(&self.gate),
+                stop: Arc::clone(&self.retention_stop),
             };
-            let cpus = self.cpus.clone();
-            keepers.push(spawn(format!("keeper-{id}"), move || {
-                cpus.pin(id.0);
-                keeper.run();
-            })?);
+            journals.retention.push(self.spawn_on(id, "retention", move || retention.run())?);
             let options = self.journal_options(id);
-            journals.push(Some(JournalParts { options, writer, feeder, keeper: to_keeper, news, stopping }));
+            let keeper = to_keeper;
+            journals.parts.push(Some(JournalParts { options, writer, feeder, keeper, news, stopping }));
         }
-        Ok((journals, keepers))
+        Ok(journals)
+    }
+
+    /// A thread of a partition, on the partition's core.
+    fn spawn_on(
+        &self,
+        partition: PartitionId,
+        room: &str,
+        body: impl FnOnce() + Send + 'static,
+    ) -> Result<JoinHandle<()>, Error> {
+        let cpus = self.cpus.clone();
+        spawn(format!("{room}-{partition}"), move || {
+            cpus.pin(partition.0);
+            body();
+        })
     }
 
     fn journal_options(&self, partition: PartitionId) -> JournalOptions {

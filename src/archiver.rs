@@ -20,7 +20,7 @@ use crate::bodies::JournalBodies;
 use crate::clock;
 use crate::gate::Gate;
 use crate::intake::RefusedLedger;
-use crate::journal::{Floors, lower_floors};
+use crate::retention::{Floors, lower_floors};
 use crate::shards::Published;
 use crate::totals::Totals;
 
@@ -273,7 +273,7 @@ impl ArchiverThread {
         let floor = if is_empty { self.decisions.end_offset() } else { self.archive.covered() };
         let chosen = store_log::choose(&segments, &self.options.decisions, floor, clock::unix());
         if !chosen.is_empty()
-            && let Err(error) = self.decisions.remove(&chosen)
+            && let Err(error) = self.decisions.remover().remove(&chosen, &mut || ())
         {
             tracing::warn!(shard = %self.options.shard, %error, "expired decisions could not be removed");
         }

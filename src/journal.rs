@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::Duration;
 
@@ -14,54 +14,18 @@ use ingest_otlp::Body;
 use ingest_receiver::{Answers, Berth, Done, Intake as _, Lane, Outcome, Received, Wake, Write};
 use rtrb::Producer;
 use store_log::{BodyRecord, Committed, Error, Flight, RealDisk, RealFile, Stage, Writer};
-use store_model::{Monotonic, Offset, PartitionId, ShardId, SpanLocation, SpanRuns, Tenant};
+use store_model::{Monotonic, PartitionId, SpanRuns, Tenant};
 
 use crate::clock;
 use crate::intake::Entrance;
 use crate::keeper::{Job, News, REOPEN_AFTER};
 use crate::shards::{Published, batch_bytes};
 
-/// How often retention is looked after.
-const RETAIN_INTERVAL: Duration = Duration::from_secs(1);
-
 /// How long the journal waits for a shard whose ring is full before it tries again.
 const RING_RETRY: Duration = Duration::from_micros(200);
 
 /// How long a core that stops waits for the disk, and for shards to take what became durable.
 const LAST_WAIT: Duration = Duration::from_secs(5);
-
-/// Up to where each shard still needs each partition: retention stays below.
-#[derive(Debug)]
-pub(crate) struct Floors {
-    /// One row per shard, one column per partition.
-    cells: Vec<Vec<AtomicU64>>,
-}
-
-impl Floors {
-    pub(crate) fn new(shards: u16) -> Self {
-        let row = || (0..shards).map(|_| AtomicU64::new(0)).collect();
-        Self { cells: (0..shards).map(|_| row()).collect() }
-    }
-
-    /// `shard` needs nothing of `partition` below `offset` any more.
-    pub(crate) fn set(&self, shard: ShardId, partition: PartitionId, offset: Offset) {
-        self.cells[usize::from(shard.0)][usize::from(partition.0)].store(offset.0, Ordering::Relaxed);
-    }
-
-    /// What no shard needs any more lies below.
-    pub(crate) fn floor(&self, partition: PartitionId) -> Offset {
-        let column = self.cells.iter().map(|row| row[usize::from(partition.0)].load(Ordering::Relaxed));
-        Offset(column.min().unwrap_or(0))
-    }
-}
-
-/// Takes the records at `places` into account, per partition: they are needed as long as the floor is not raised again.
-pub(crate) fn lower_floors(floors: &mut [Option<Offset>], places: &[SpanLocation]) {
-    for place in places {
-        let floor = &mut floors[usize::from(place.partition.0)];
-        *floor = Some(floor.map_or(place.offset, |floor| floor.min(place.offset)));
-    }
-}
 
 /// One shard as the journal sees it: a ring to fill and a thread to wake.
 pub(crate) struct Outlet {
@@ -214,7 +178,6 @@ pub(crate) struct Journal {
     /// Whether the driver writes for us.
     writes: bool,
     committed_at: Monotonic,
-    retained_at: Monotonic,
 }
 
 /// What a journal is made of, before its thread is there.
@@ -248,7 +211,6 @@ impl Journal {
             stopping,
             writes,
             committed_at: Monotonic(0),
-            retained_at: Monotonic(0),
         }
     }
 
@@ -261,12 +223,9 @@ impl Journal {
         self.options.group_interval.saturating_sub(now.since(self.committed_at))
     }
 
-    /// Begins what is due: a look after retention, else a commit. Retention comes first, since under load a commit is always
-    /// due.
+    /// Begins a commit if one is due.
     fn begin(&mut self, now: Monotonic) -> Option<Write> {
-        let is_due = !self.stage.is_empty() && self.linger(now).is_zero();
-        let must_retain = now.since(self.retained_at) >= RETAIN_INTERVAL;
-        if !is_due && !must_retain {
+        if self.stage.is_empty() || !self.linger(now).is_zero() {
             return None;
         }
         let writer = match std::mem::replace(&mut self.place, Place::Away(None)) {
@@ -276,11 +235,6 @@ impl Journal {
                 return None;
             }
         };
-        if must_retain {
-            self.retained_at = now;
-            self.ask(Job::Retain(writer));
-            return None;
-        }
         let (spare_stage, spare_group) = self.spare.take().unwrap_or_default();
         let stage = std::mem::replace(&mut self.stage, spare_stage);
         let group = std::mem::replace(&mut self.group, spare_group);
@@ -454,11 +408,8 @@ impl Lane for Journal {
 
     fn rest(&self, now: Monotonic) -> Option<Duration> {
         let for_shards = (!self.feeder.is_drained()).then_some(RING_RETRY);
-        let is_idle = matches!(self.place, Place::Idle(_));
-        let for_disk = is_idle.then(|| {
-            let retention = RETAIN_INTERVAL.saturating_sub(now.since(self.retained_at));
-            if self.stage.is_empty() { retention } else { retention.min(self.linger(now)) }
-        });
+        let has_work = matches!(self.place, Place::Idle(_)) && !self.stage.is_empty();
+        let for_disk = has_work.then(|| self.linger(now));
         for_shards.into_iter().chain(for_disk).min()
     }
 
@@ -491,8 +442,8 @@ mod tests {
     use bytes::Bytes;
     use ingest_otlp::Containers;
     use rtrb::{Consumer, RingBuffer};
-    use store_log::{PartitionOptions, Retention};
-    use store_model::{Encoding, Symbols, UnixNanos};
+    use store_log::PartitionOptions;
+    use store_model::{Encoding, Offset, Symbols, UnixNanos};
     use tokio::sync::oneshot;
 
     const RING_BYTES_MAX: usize = 16 << 20;
@@ -528,11 +479,9 @@ mod tests {
             let (to_journal, news) = std::sync::mpsc::channel();
             let thread = Keeper {
                 partition,
-                retention: Retention { age_max: Duration::from_hours(1), bytes_max: u64::MAX },
                 jobs,
                 news: to_journal,
                 stopping: Arc::clone(&stopping),
-                floors: Arc::new(Floors::new(1)),
                 gate: Arc::clone(&gate),
             };
             let thread = std::thread::spawn(|| thread.run());
@@ -747,20 +696,6 @@ mod tests {
         bench.begin();
         drop(bench.submit("nobody waits for it"));
         assert_eq!(bench.stored(), ["first", "nobody waits for it"]);
-    }
-
-    #[test]
-    fn retention_has_its_turn_although_a_commit_is_always_due() {
-        let mut bench = Bench::new();
-        bench.begin();
-        bench.now = bench.now.plus(RETAIN_INTERVAL);
-        let mut outcome = bench.submit(&"x".repeat(2 << 20));
-        assert!(bench.turn().is_none(), "the keeper looks after retention first");
-        assert_eq!(bench.journal.retained_at, bench.now);
-        let write = bench.until_write();
-        do_write(&write);
-        bench.written(write, Ok(()));
-        assert_eq!(outcome.try_recv(), Ok(Outcome::Stored));
     }
 
     #[test]

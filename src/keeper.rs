@@ -1,5 +1,5 @@
 //! The thread beside one core's journal, for what may take long: commits that need a new segment, or that the driver
-//! cannot write; opening a failed partition again; retention. It has the writer while it works, and gives it back.
+//! cannot write; opening a failed partition again. It has the writer while it works, and gives it back.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,12 +7,11 @@ use std::sync::mpsc::{Receiver, Sender};
 use std::time::Duration;
 
 use ingest_receiver::Wake;
-use store_log::{Committed, Error, Flight, RealDisk, RealFile, Retention, Stage, Sync, Writer};
+use store_log::{Committed, Error, Flight, RealDisk, RealFile, Stage, Sync, Writer};
 use store_model::PartitionId;
 
 use crate::clock;
 use crate::gate::Gate;
-use crate::journal::Floors;
 
 /// How long a failed partition waits before it is opened and verified again.
 pub(crate) const REOPEN_AFTER: Duration = Duration::from_secs(1);
@@ -25,8 +24,6 @@ pub(crate) enum Job {
     Write(Writer<RealDisk>, Flight<RealFile>, Stage),
     /// A commit failed for this reason: see to it that the next one can succeed.
     Mend(Writer<RealDisk>, String),
-    /// Remove what retention is through with.
-    Retain(Writer<RealDisk>),
 }
 
 /// What a journal hears.
@@ -40,13 +37,11 @@ pub(crate) enum News {
 /// The thread's state.
 pub(crate) struct Keeper {
     pub(crate) partition: PartitionId,
-    pub(crate) retention: Retention,
     /// With whom to wake when it is done.
     pub(crate) jobs: Receiver<(Job, Arc<dyn Wake>)>,
     pub(crate) news: Sender<News>,
     /// Its journal stops, so a disk that fails is not waited for.
     pub(crate) stopping: Arc<AtomicBool>,
-    pub(crate) floors: Arc<Floors>,
     pub(crate) gate: Arc<Gate>,
 }
 
@@ -65,7 +60,6 @@ impl Keeper {
                     self.committed(writer, result, stage, &*wake)
                 }
                 Job::Mend(writer, problem) => self.mend(writer, &problem),
-                Job::Retain(writer) => self.retain(writer),
             };
             self.tell(News::Back(writer), &*wake);
         }
@@ -112,31 +106,6 @@ impl Keeper {
             }
         }
         self.gate.open(&name);
-        writer
-    }
-
-    fn retain(&self, mut writer: Writer<RealDisk>) -> Writer<RealDisk> {
-        let partition = self.partition;
-        let floor = self.floors.floor(partition);
-        let segments = writer.reader().segments();
-        let chosen = store_log::choose(&segments, &self.retention, floor, clock::unix());
-        if !chosen.is_empty() {
-            match writer.remove(&chosen) {
-                Ok(bytes) => {
-                    tracing::info!(%partition, segments = chosen.len(), bytes, "journal segments expired");
-                }
-                Err(error) => {
-                    tracing::warn!(%partition, %error, "expired journal segments could not be removed");
-                }
-            }
-        }
-        let name = format!("journal budget {partition}");
-        if store_log::over_budget(&writer.reader().segments(), &self.retention) {
-            self.gate
-                .close(&name, "the journal is at journal.retention.max_bytes and all of it is still needed");
-        } else {
-            self.gate.open(&name);
-        }
         writer
     }
 }

@@ -19,6 +19,7 @@ mod keeper;
 mod live;
 mod memory;
 mod recover;
+mod retention;
 mod serve;
 mod shards;
 mod status;

@@ -13,7 +13,8 @@ use store_model::{Offset, PartitionId, SpanRuns, Symbols, Tenant, UnixNanos};
 
 use crate::appliance::Error;
 use crate::bodies::JournalBodies;
-use crate::journal::{Feeder, lower_floors};
+use crate::journal::Feeder;
+use crate::retention::lower_floors;
 
 /// Kept traces gathered at once while an open segment is rebuilt.
 const TRACES_PER_ROUND: usize = 1_000;

@@ -114,6 +114,14 @@ pub(crate) fn read_full(file: &impl DiskFile, buffer: &mut [u8], position: u64) 
     Ok(filled)
 }
 
+/// Removes a name; fine when it is gone already.
+pub(crate) fn remove_name<D: Disk>(disk: &D, path: &Path) -> io::Result<()> {
+    match disk.remove(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
 /// The operating system's files.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RealDisk;

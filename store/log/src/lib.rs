@@ -26,6 +26,6 @@ pub use error::{Error, FormatError};
 pub use reader::{Reader, Scan, SegmentInfo};
 pub use record::BodyRecord;
 pub use recovery::Quarantined;
-pub use retention::{Retention, choose, over_budget};
+pub use retention::{Remover, Retention, choose, over_budget};
 pub use stage::Stage;
 pub use writer::{Committed, Flight, PartitionOptions, Recovery, Sync, Truncated, Writer};

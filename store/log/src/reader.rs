@@ -269,9 +269,17 @@ impl<D: Disk> Scan<D> {
     fn read_commit(&mut self, base: Offset, file: &SegmentFile<D::File>, position: u64) -> Result<(), Error> {
         let (position, header) = file.find(position, self.next)?;
         let records = file.records(position, &header, self.next)?;
-        let known = || self.reader.shared.look().segment(base).is_some_and(|it| it.quarantined.is_some());
-        if records.iter().any(Result::is_err) && !known() {
-            self.reader.examine(base)?;
+        if records.iter().any(Result::is_err) {
+            let is_known = self.reader.shared.look().segment(base).map(|it| it.quarantined.is_some());
+            match is_known {
+                Some(true) => {}
+                Some(false) => drop(self.reader.examine(base)?),
+                // Retention took it away; the next look finds what is kept.
+                None => {
+                    self.hint = None;
+                    return Ok(());
+                }
+            }
         }
         self.ready = records.into_iter();
         self.next = header.end_offset();

@@ -145,12 +145,14 @@ impl World {
         }
     }
 
-    fn retain(&mut self, writer: &mut Writer<SimDisk>) {
+    fn retain(&mut self, writer: &Writer<SimDisk>) {
         let retention = Retention { age_max: Duration::MAX, bytes_max: 40_000 + self.random.below(40_000) };
         let segments = writer.reader().segments();
         let floor = Offset(self.random.below(self.next_offset().0 + 2));
         let chosen = choose(&segments, &retention, floor, UnixNanos(self.now));
-        let removed = writer.remove(&chosen);
+        let mut remover = writer.remover();
+        remover.step_bytes = 1 + self.random.below(8_000);
+        let removed = remover.remove(&chosen, &mut || ());
         if let Some(last) = chosen.last() {
             let kept = segments.iter().find(|segment| segment.base_offset > *last).unwrap().base_offset;
             // A crash may bring removed segments back.

@@ -7,13 +7,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use store_model::{Epoch, Offset, UnixNanos};
-use tracing::warn;
 
-use crate::disk::{Disk, DiskFile};
+use crate::disk::{Disk, DiskFile, remove_name};
 use crate::error::{self, Error};
 use crate::format::{CommitFacts, FileName, Kind, SEGMENT_HEADER_BYTES, SegmentHeader};
 use crate::reader::Reader;
 use crate::recovery::{self, Expect, Found, Names, Quarantined, State};
+use crate::retention::Remover;
 use crate::segment::{Map, SegmentFile};
 use crate::stage::Stage;
 use crate::view::{Loaded, Segment, Shared, View};
@@ -322,37 +322,10 @@ impl<D: Disk> Writer<D> {
         Reader { shared: Arc::clone(&self.shared) }
     }
 
-    /// Removes segments by their base offsets; the newest, whose end is how the partition remembers its offsets, is
-    /// passed over. Returns the bytes set free.
-    ///
-    /// # Errors
-    /// [`Error::Io`]; what was removed before stays removed.
-    pub fn remove(&mut self, chosen: &[Offset]) -> Result<u64, Error> {
-        let Shared { disk, directory, .. } = &*self.shared;
-        let mut freed = 0;
-        for &base in chosen {
-            let found = {
-                let view = self.shared.look();
-                let is_newest = view.segments.last().is_some_and(|newest| newest.base == base);
-                let segment = view.segment(base).filter(|_| !is_newest);
-                segment
-                    .map(|segment| (Arc::clone(&segment.path), segment.bytes, segment.quarantined.is_some()))
-            };
-            let Some((path, bytes, is_marked)) = found else { continue };
-            // The name goes first: were the view first, a failure would leave a segment that nobody knows.
-            remove_name(disk, &path).map_err(|error| Error::io(&path, "remove", error))?;
-            if is_marked {
-                let marker = directory.join(FileName::Quarantined(base).to_string());
-                if let Err(error) = remove_name(disk, &marker) {
-                    warn!(path = %marker.display(), %error, "marker of a removed segment stays");
-                }
-            }
-            self.shared.change().segments.retain(|segment| segment.base != base);
-            freed += bytes;
-            // One by one: came an older segment back after a crash and a younger not, records would seem lost.
-            disk.sync_dir(directory).map_err(|error| Error::io(directory, "sync", error))?;
-        }
-        Ok(freed)
+    /// A hand that removes segments, also while this writer is at work elsewhere.
+    #[must_use]
+    pub fn remover(&self) -> Remover<D> {
+        Remover::new(self.reader())
     }
 
     fn try_begin(&mut self, stage: &mut Stage) -> Result<Flight<D::File>, Error> {
@@ -613,14 +586,6 @@ fn settle_cache<D: Disk>(disk: &D, directory: &Path, names: &Names) -> Result<()
     let file = disk.open(&path).map_err(|error| Error::io(&path, "open", error))?;
     file.sync_data().map_err(|error| Error::fatal(&path, "sync", error))?;
     file.drop_cache().map_err(|error| Error::fatal(&path, "verify", error))
-}
-
-/// Removes a name; fine when it is gone already.
-fn remove_name<D: Disk>(disk: &D, path: &Path) -> io::Result<()> {
-    match disk.remove(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other,
-    }
 }
 
 /// Makes the next epoch durable before anything is written under it.

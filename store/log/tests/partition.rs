@@ -204,20 +204,47 @@ fn retention_removes_the_oldest_below_the_floor_and_nothing_else() {
     assert_eq!(chosen, segments[..4].iter().map(|it| it.base_offset).collect::<Vec<_>>());
     let bytes: u64 = segments[..4].iter().map(|it| it.bytes).sum();
     let before = reader.bytes_used();
-    assert_eq!(writer.remove(&chosen).unwrap(), bytes);
+    assert_eq!(writer.remover().remove(&chosen, &mut || ()).unwrap(), bytes);
     assert_eq!(reader.bytes_used(), before - bytes);
-    assert!(over_budget(&reader.segments(), &retention));
+    assert!(over_budget(&reader.segments(), &[], &retention));
     assert_eq!(reader.start_offset(), segments[4].base_offset);
     assert_eq!(reader.read(Offset(0)).unwrap(), None);
     assert_eq!(scanned(&reader, 0), (segments[4].base_offset.0..600).collect::<Vec<_>>());
     drop(writer);
 
-    let (mut writer, recovery) = open(directory.path());
+    let (writer, recovery) = open(directory.path());
     assert_eq!((recovery.end_offset, recovery.quarantined), (Offset(600), Vec::new()));
     let all: Vec<Offset> = writer.reader().segments().iter().map(|it| it.base_offset).collect();
-    writer.remove(&all).unwrap();
+    writer.remover().remove(&all, &mut || ()).unwrap();
     drop(writer);
     assert_eq!(open(directory.path()).1.end_offset, Offset(600), "offsets are never given out twice");
+}
+
+#[test]
+fn the_oldest_go_while_commits_go_on() {
+    let directory = TempDir::new().unwrap();
+    let (mut writer, _) = open(directory.path());
+    let (remover, reader) = (writer.remover(), writer.reader());
+    let is_done = AtomicBool::new(false);
+    let retention = Retention { age_max: Duration::MAX, bytes_max: 128 << 10 };
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_done.load(Ordering::Relaxed) {
+                let segments = remover.reader().segments();
+                let chosen = choose(&segments, &retention, Offset(u64::MAX), UnixNanos(0));
+                remover.remove(&chosen, &mut || ()).unwrap();
+            }
+        });
+        fill(&mut writer, 400);
+        is_done.store(true, Ordering::Relaxed);
+    });
+    let start = reader.start_offset().0;
+    assert!(start > 0, "something was removed");
+    assert_eq!(scanned(&reader, 0), (start..1_200).collect::<Vec<_>>());
+    drop(writer);
+    let (writer, recovery) = open(directory.path());
+    assert_eq!((recovery.end_offset, recovery.quarantined), (Offset(1_200), Vec::new()));
+    assert_eq!(scanned(&writer.reader(), 0), (start..1_200).collect::<Vec<_>>());
 }
 
 #[test]
@@ -245,7 +272,7 @@ fn damage_in_a_sealed_segment_is_said_once_marked_and_kept() {
     fill(&mut writer, 1);
     drop(writer);
 
-    let (mut writer, recovery) = open(directory.path());
+    let (writer, recovery) = open(directory.path());
     assert_eq!(recovery.quarantined.len(), 1);
     assert_eq!((recovery.quarantined[0].first, recovery.end_offset), (lost, Offset(303)));
     let retention = Retention { age_max: Duration::ZERO, bytes_max: 0 };
@@ -253,7 +280,7 @@ fn damage_in_a_sealed_segment_is_said_once_marked_and_kept() {
     let chosen = choose(&segments, &retention, Offset(u64::MAX), UnixNanos(u64::MAX));
     assert!(!chosen.contains(&segment.base_offset) && chosen.len() == segments.len() - 2);
     assert!(std::fs::read(&segment.path).unwrap() == damaged, "a damaged segment is kept as it is");
-    writer.remove(&[segment.base_offset]).unwrap();
+    writer.remover().remove(&[segment.base_offset], &mut || ()).unwrap();
     assert!(!segment.path.exists() && !marker.exists());
 }
 
