@@ -29,8 +29,19 @@ pub(crate) enum Expect {
     Newest,
     /// Exactly here: the next segment, or a marker, says so.
     Until(Offset),
-    /// Somewhere before the next segment.
+    /// Here, where the next segment begins, or earlier.
     Before(Offset),
+}
+
+impl Expect {
+    /// Whether the records of the segment may end here.
+    fn allows(self, end: Offset) -> bool {
+        match self {
+            Self::Newest => true,
+            Self::Until(known) => end == known,
+            Self::Before(next) => end <= next,
+        }
+    }
 }
 
 /// What stands behind the last commit.
@@ -97,7 +108,7 @@ struct Walker<'a, F> {
 impl<F: DiskFile> Walker<'_, F> {
     /// Goes past one commit or one damage; says what the tail is once there is nothing more.
     fn step(&mut self) -> Result<Option<Tail>, Error> {
-        if self.position >= self.length || self.expect == Expect::Until(self.expected) {
+        if self.position >= self.length || self.is_complete() {
             return Ok(Some(Tail::Clean));
         }
         match self.file.check(self.position, self.length, self.expected)? {
@@ -112,6 +123,12 @@ impl<F: DiskFile> Walker<'_, F> {
             Block::Broken { header, damages, unwritten } => self.broken(&header, damages, unwritten),
             Block::Unreadable => self.unreadable(),
         }
+    }
+
+    /// Whether every record that the segment can hold was found. No commit is appended to a segment once there is a next
+    /// one, and that one's name says where the offsets went on: whatever stands behind is half a seal, or was one.
+    fn is_complete(&self) -> bool {
+        matches!(self.expect, Expect::Until(end) | Expect::Before(end) if end == self.expected)
     }
 
     fn pass(&mut self, header: &CommitHeader) {
@@ -362,15 +379,22 @@ fn inspect_segment<F: DiskFile>(
         identity: Some((header.epoch, salt)),
         loaded: None,
     };
+    let mut expect = expect;
     if marker.is_none()
-        && *header_is_whole
         && let Some(trailer) = file.trailer(*length)?
-        && (expect == Expect::Newest || expect == Expect::Until(trailer.end_offset))
+        && expect.allows(trailer.end_offset)
     {
-        segment.end = trailer.end_offset;
-        segment.newest_at = trailer.newest_at;
-        segment.used = trailer.seal_position;
-        return Ok(Found { segment, state: State::Sealed, damages: Vec::new() });
+        // A crash in the middle of sealing may keep the end of the seal without its beginning. That is made good before
+        // a next segment begins: if that one's header is lost, nothing else tells such bytes from a damaged commit.
+        let is_whole = matches!(expect, Expect::Until(_)) || file.load_seal(*length)?.is_some();
+        if *header_is_whole && is_whole {
+            segment.end = trailer.end_offset;
+            segment.newest_at = trailer.newest_at;
+            segment.used = trailer.seal_position;
+            return Ok(Found { segment, state: State::Sealed, damages: Vec::new() });
+        }
+        // Nothing is appended once a seal was begun, nor is one begun behind a commit that failed: what is missing is lost.
+        expect = Expect::Until(trailer.end_offset);
     }
     let Walk { mut map, end, used, newest_at, tail } = walk(&file, *base, *length, expect)?;
     // Without a commit the header's copies may differ because the file was never written completely.

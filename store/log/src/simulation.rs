@@ -343,6 +343,71 @@ fn a_full_disk_refuses_commits_and_takes_them_once_there_is_space_again() {
     }
 }
 
+/// Leaves a segment of two commits, offsets 0 and 1, with those sectors of its seal that `kept` has a bit for.
+fn half_sealed(kept: u32) -> (SimDisk, PathBuf) {
+    let disk = SimDisk::new(u64::from(kept));
+    let (mut writer, _) = Writer::open(disk.clone(), options(), Offset(0), UnixNanos(1)).unwrap();
+    for byte in 0..2 {
+        writer.append([Bytes::from(vec![byte; 100]), Bytes::new()]);
+        writer.commit(Sync::Durable, UnixNanos(2)).unwrap();
+    }
+    drop(Writer::open(disk.clone(), options(), Offset(0), UnixNanos(3)).unwrap());
+    let path = writer.reader().segments()[0].path.clone();
+    let content = disk.content(&path).unwrap();
+    let file = crate::Disk::open(&disk, &path).unwrap();
+    let seal = content.len() - 8 * 512;
+    for sector in (0..8).filter(|sector| kept & (1 << sector) == 0) {
+        let position = (seal + sector * 512) as u64;
+        crate::DiskFile::write_at(&file, &[std::io::IoSlice::new(&[0; 512])], position).unwrap();
+    }
+    (disk, path)
+}
+
+/// What a crash leaves of a segment whose header was not yet written.
+fn begin_in_vain(disk: &SimDisk, base: u64) {
+    let path = Path::new("/data/p").join(format!("{base:020}.log"));
+    crate::Disk::create_new(disk, &path, 12 << 10).unwrap();
+}
+
+#[test]
+fn whatever_a_crash_leaves_of_a_seal_is_no_damage() {
+    let reopen = |disk: &SimDisk, least: u64| {
+        let (writer, recovery) = Writer::open(disk.clone(), options(), Offset(least), UnixNanos(4)).unwrap();
+        assert_eq!((recovery.quarantined, recovery.end_offset), (vec![], Offset(least)));
+        assert!(
+            (0..2).all(|byte| writer.reader().read(Offset(byte.into())).unwrap().unwrap() == vec![byte; 100])
+        );
+    };
+    for kept in 0..256 {
+        // The next segment never began, though it had its name, and then once more, while this one is sealed anew.
+        let (disk, _) = half_sealed(kept);
+        begin_in_vain(&disk, 2);
+        reopen(&disk, 2);
+        begin_in_vain(&disk, 2);
+        reopen(&disk, 2);
+        // It was to begin behind offsets that only the caller knows of: no name says where this one ends.
+        let (disk, _) = half_sealed(kept);
+        reopen(&disk, 7);
+        begin_in_vain(&disk, 7);
+        reopen(&disk, 7);
+    }
+}
+
+#[test]
+fn a_commit_that_became_unreadable_is_reported_though_the_next_segment_never_began() {
+    for kept in [0, u32::MAX] {
+        let (disk, path) = half_sealed(kept);
+        // The header of the last commit.
+        disk.flip_bit(&path, (8192 + 20) * 8);
+        begin_in_vain(&disk, 2);
+        let (writer, _) = Writer::open(disk, options(), Offset(0), UnixNanos(4)).unwrap();
+        assert_eq!(writer.reader().read(Offset(0)).unwrap().unwrap(), vec![0; 100]);
+        assert!(matches!(writer.reader().read(Offset(1)), Err(Error::Damaged { .. })));
+        assert_eq!(writer.end_offset(), Offset(2));
+        assert!(writer.reader().segments()[0].quarantined.is_some());
+    }
+}
+
 /// A partition of a few segments, and what it holds.
 fn filled(seed: u64) -> (World, Vec<PathBuf>) {
     let mut world = World::new(seed, true);
