@@ -27,15 +27,17 @@ pub struct Retention {
 
 /// The base offsets of the segments that go, oldest first.
 ///
-/// Never chosen: a segment with a record at or above `floor`, which somebody still needs; the newest segment, whose
-/// end is how the partition remembers its offsets; an open segment; a quarantined one, which a person must look at.
+/// Never chosen: a segment with a record at or above `floor`, which somebody still needs; the newest segment with a record,
+/// whose end is how the partition remembers its offsets; an open segment; a quarantined one, which a person must look at.
 #[must_use]
 pub fn choose(segments: &[SegmentInfo], retention: &Retention, floor: Offset, now: UnixNanos) -> Vec<Offset> {
     let Retention { age_max, bytes_max } = *retention;
     let mut bytes: u64 = segments.iter().map(|segment| segment.bytes).sum();
     let mut chosen = Vec::new();
-    let Some((_newest, older)) = segments.split_last() else { return chosen };
-    for segment in older {
+    // One without a record remembers nothing: it goes when the partition is opened.
+    let holds_records = |segment: &SegmentInfo| segment.base_offset < segment.end_offset;
+    let Some(newest) = segments.iter().rposition(holds_records) else { return chosen };
+    for segment in &segments[..newest] {
         let over = now.since(segment.newest_at) > age_max || bytes > bytes_max;
         // Those behind it are younger, and hold higher offsets.
         if !over || segment.end_offset > floor || !segment.sealed {
@@ -77,8 +79,8 @@ impl<D: Disk> Remover<D> {
         &self.reader
     }
 
-    /// Removes segments by their base offsets; the newest, whose end is how the partition remembers its offsets, is
-    /// passed over. Returns the bytes set free.
+    /// Removes segments by their base offsets; the newest with a record, whose end is how the partition remembers its
+    /// offsets, and what the writer began behind it are passed over. Returns the bytes set free.
     ///
     /// Their space goes back in steps, with a `pause` after each: a file system that discards what it frees
     /// (`mount -o discard`) has the disk busy meanwhile, 40 ms for a whole segment, and commits wait for it. Who scans a
@@ -92,8 +94,8 @@ impl<D: Disk> Remover<D> {
         for &base in chosen {
             let found = {
                 let view = self.reader.shared.look();
-                let is_newest = view.segments.last().is_some_and(|newest| newest.base == base);
-                let segment = view.segment(base).filter(|_| !is_newest);
+                let newest = view.segments.iter().rfind(|segment| segment.base < segment.end);
+                let segment = view.segment(base).filter(|_| newest.is_some_and(|newest| base < newest.base));
                 segment.map(|it| (Arc::clone(&it.path), it.bytes, it.quarantined.is_some()))
             };
             let Some((path, bytes, is_marked)) = found else { continue };
@@ -142,7 +144,7 @@ mod tests {
 
     use super::*;
     use crate::sim::SimDisk;
-    use crate::{PartitionOptions, Sync, Writer};
+    use crate::{PartitionOptions, Stage, Sync, Writer};
 
     fn segments(count: u64) -> Vec<SegmentInfo> {
         let segment = |n: u64| SegmentInfo {
@@ -215,6 +217,32 @@ mod tests {
         assert_eq!((freed.unwrap(), steps), (segments[0].bytes, segments[0].bytes.div_ceil(4 << 10) - 1));
         assert_eq!(next.unwrap().unwrap().0, segments[1].base_offset);
         assert!(writer.reader().segments().iter().all(|segment| segment.quarantined.is_none()));
+    }
+
+    #[test]
+    fn offsets_are_remembered_while_the_next_segment_holds_no_record() {
+        let disk = SimDisk::new(1);
+        let options = PartitionOptions { directory: "/data/p".into(), ..PartitionOptions::default() };
+        let options = PartitionOptions { segment_bytes_max: 8 << 10, ..options };
+        let (mut writer, _) = Writer::open(disk.clone(), options.clone(), Offset(0), UnixNanos(1)).unwrap();
+        let mut stage = Stage::default();
+        for _ in 0..3 {
+            stage.push(b"record", &Bytes::new());
+            writer.commit_stage(&mut stage, Sync::Durable, UnixNanos(2)).unwrap();
+        }
+        stage.push(b"record", &Bytes::new());
+        // Makes the next segment, which holds nothing yet when retention comes, and the machine goes down.
+        let _flight = writer.begin(&mut stage, UnixNanos(3)).unwrap();
+        let reader = writer.reader();
+        let all = Retention { age_max: Duration::ZERO, bytes_max: 0 };
+        let chosen = choose(&reader.segments(), &all, ALL, UnixNanos(u64::MAX));
+        assert_eq!(chosen, [Offset(0), Offset(1)]);
+        writer.remover().remove(&[Offset(0), Offset(1), Offset(2), Offset(3)], &mut || ()).unwrap();
+        assert_eq!(reader.segments().len(), 2);
+        disk.crash();
+        disk.restart();
+        let (_, recovery) = Writer::open(disk, options, Offset(0), UnixNanos(4)).unwrap();
+        assert_eq!((recovery.end_offset, recovery.quarantined), (Offset(3), Vec::new()));
     }
 
     proptest! {
