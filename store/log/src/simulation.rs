@@ -408,6 +408,37 @@ fn a_commit_that_became_unreadable_is_reported_though_the_next_segment_never_beg
     }
 }
 
+#[test]
+fn what_a_marker_in_the_cache_says_survives_power_loss_once_a_partition_was_opened() {
+    for seed in 0..20 {
+        let disk = SimDisk::new(seed);
+        let (mut writer, _) = Writer::open(disk.clone(), options(), Offset(0), UnixNanos(1)).unwrap();
+        for byte in 1..3 {
+            writer.append([Bytes::from(vec![byte; 100]), Bytes::new()]);
+            writer.commit(Sync::Durable, UnixNanos(2)).unwrap();
+        }
+        let path = writer.reader().segments()[0].path.clone();
+        let file = crate::Disk::open(&disk, &path).unwrap();
+        // Looks like a commit that was never written completely, to whoever does not know that it was.
+        crate::DiskFile::write_at(&file, &[std::io::IoSlice::new(&[0; 512])], 8192 + 512).unwrap();
+        crate::DiskFile::sync_data(&file).unwrap();
+        assert!(matches!(writer.reader().read(Offset(1)), Err(Error::Damaged { .. })));
+        writer.append([Bytes::from_static(b"next"), Bytes::new()]);
+        // The segment is cut and synced, the marker created and written; the process dies before it is synced.
+        disk.crash_after(5);
+        assert!(writer.commit(Sync::Durable, UnixNanos(3)).is_err());
+        disk.kill();
+        assert_ne!(disk.content(&path.with_extension("quarantined")).unwrap(), []);
+        for _ in 0..2 {
+            let (writer, recovery) = Writer::open(disk.clone(), options(), Offset(0), UnixNanos(4)).unwrap();
+            assert_eq!((recovery.quarantined.len(), recovery.end_offset), (1, Offset(2)));
+            assert!(matches!(writer.reader().read(Offset(1)), Err(Error::Damaged { .. })));
+            disk.crash();
+            disk.restart();
+        }
+    }
+}
+
 /// A partition of a few segments, and what it holds.
 fn filled(seed: u64) -> (World, Vec<PathBuf>) {
     let mut world = World::new(seed, true);

@@ -578,14 +578,18 @@ impl<F: DiskFile> Settled<F> {
     }
 }
 
-/// Makes the cache and the disk agree about the newest segment. What a killed process wrote last may be in the cache
-/// alone, and a sync that failed in it leaves there what the disk never took: neither is to be judged, or built on.
+/// Makes the cache and the disk agree about the newest segment and the markers. What a killed process wrote last may be in
+/// the cache alone, and a sync that failed in it leaves there what the disk never took: neither is to be judged, or built on.
 fn settle_cache<D: Disk>(disk: &D, directory: &Path, names: &Names) -> Result<(), Error> {
-    let Some(newest) = names.segments.last() else { return Ok(()) };
-    let path = directory.join(FileName::Segment(*newest).to_string());
-    let file = disk.open(&path).map_err(|error| Error::io(&path, "open", error))?;
-    file.sync_data().map_err(|error| Error::fatal(&path, "sync", error))?;
-    file.drop_cache().map_err(|error| Error::fatal(&path, "verify", error))
+    let newest = names.segments.last().map(|base| FileName::Segment(*base));
+    let markers = names.quarantined.iter().map(|base| FileName::Quarantined(*base));
+    for name in newest.into_iter().chain(markers) {
+        let path = directory.join(name.to_string());
+        let file = disk.open(&path).map_err(|error| Error::io(&path, "open", error))?;
+        file.sync_data().map_err(|error| Error::fatal(&path, "sync", error))?;
+        file.drop_cache().map_err(|error| Error::fatal(&path, "verify", error))?;
+    }
+    Ok(())
 }
 
 /// Makes the next epoch durable before anything is written under it.
