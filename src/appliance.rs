@@ -29,6 +29,7 @@ use crate::live::{LiveTraces, ShardLine};
 use crate::memory::CoreMemory;
 use crate::recover::{self, Recovered};
 use crate::retention::{Floors, RetentionThread};
+use crate::sealer::Sealer;
 use crate::shards::{Ask, Published, ShardThread};
 use crate::status::StatusBoard;
 use crate::totals::Totals;
@@ -99,6 +100,7 @@ pub(crate) struct Appliance {
     published: Vec<Arc<Published>>,
     shards: Vec<JoinHandle<()>>,
     archivers: Vec<JoinHandle<()>>,
+    sealers: Vec<JoinHandle<()>>,
     gate: Arc<Gate>,
     _lock: std::fs::File,
 }
@@ -192,7 +194,7 @@ impl Appliance {
             ..config.receiver(count, &cpus, memory_bytes)
         };
         let request_bytes_max = receiver_config.request_bytes_max;
-        let (archive, shards, partitions) = open_stores(config, data_dir, count)?;
+        let (archive, shards, partitions) = open_stores(config, data_dir, count, memory_bytes)?;
         let bodies = JournalBodies {
             readers: partitions.iter().map(|partition| partition.writer.reader()).collect(),
             request_bytes_max,
@@ -261,6 +263,7 @@ impl Appliance {
             published: started.published,
             shards: started.shards,
             archivers: started.archivers,
+            sealers: started.sealers,
             gate: context.gate,
             _lock: lock,
         })
@@ -280,6 +283,7 @@ impl Appliance {
             ("retention", ended(&self.retention)),
             ("shard", ended(&self.shards)),
             ("archiver", ended(&self.archivers)),
+            ("sealer", ended(&self.sealers)),
         ];
         rooms.into_iter().find(|(_, is_lost)| *is_lost).map(|(room, _)| room)
     }
@@ -297,6 +301,7 @@ impl Appliance {
         }
         join("shard", self.shards);
         join("archiver", self.archivers);
+        join("sealer", self.sealers);
     }
 }
 
@@ -315,10 +320,12 @@ fn open_stores(
     config: &Config,
     data_dir: &Path,
     count: u16,
+    memory_bytes: u64,
 ) -> Result<(Archive, Vec<OpenShard>, Vec<OpenPartition>), Error> {
     let options = ArchiveOptions {
         directory: data_dir.join("traces"),
         zstd_level: config.archive.zstd_level,
+        open_bytes_max: config.open_segment_bytes(count, memory_bytes),
         ..ArchiveOptions::default()
     };
     let (archive, report) = Archive::open(options, count)?;
@@ -421,6 +428,7 @@ struct StartedShards {
     published: Vec<Arc<Published>>,
     shards: Vec<JoinHandle<()>>,
     archivers: Vec<JoinHandle<()>>,
+    sealers: Vec<JoinHandle<()>>,
     /// Per shard and partition: where the journal is to be read again from.
     watermarks: Vec<Vec<Offset>>,
 }
@@ -432,6 +440,7 @@ impl Context<'_> {
             published: Vec::new(),
             shards: Vec::new(),
             archivers: Vec::new(),
+            sealers: Vec::new(),
             watermarks: Vec::new(),
         };
         for open in shards {
@@ -451,6 +460,10 @@ impl Context<'_> {
         let published = Arc::new(Published::default());
         let (ask, asks) = mpsc::sync_channel::<Ask>(ASKS_MAX);
         let (turns, turns_out) = mpsc::sync_channel(TURNS_MAX);
+        let started_sealer = Sealer::start(id);
+        let failed = |source| Error::Thread { name: format!("sealer-{id}"), source };
+        let (sealer, sealing) = started_sealer.map_err(failed)?;
+        started.sealers.push(sealing);
         let archiver = ArchiverThread {
             options: ArchiverOptions {
                 shard: id,
@@ -473,7 +486,9 @@ impl Context<'_> {
             published: Arc::clone(&published),
             gate: Arc::clone(&self.gate),
             refused: Arc::clone(&self.refused),
+            sealer,
             open_floor,
+            ended_floor: None,
             frontier: partitions().map(|partition| resume.frontier(partition)).collect(),
             watermark: partitions().map(|partition| resume.watermark(partition)).collect(),
         };

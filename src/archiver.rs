@@ -1,9 +1,11 @@
 //! The thread that settles one shard's turns: gathers what is kept, puts it into the archive, and makes the decisions durable.
+//! Full segments are its [sealer](crate::sealer)'s.
 //!
 //! The order is what makes a restart exact: fragments become visible, then the turn's settlement record is appended, and the
 //! record is committed before an archive segment that covers it is sealed. Fragments of the open segment need no disk: the
 //! committed decisions say where their spans lie in the journal.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -21,6 +23,7 @@ use crate::clock;
 use crate::gate::Gate;
 use crate::intake::RefusedLedger;
 use crate::retention::{Floors, lower_floors};
+use crate::sealer::Sealer;
 use crate::shards::Published;
 use crate::totals::Totals;
 
@@ -41,6 +44,7 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 pub(crate) struct ArchiverOptions {
     pub(crate) shard: ShardId,
     pub(crate) shards: u16,
+    /// An open segment of this size is full.
     pub(crate) open_bytes: usize,
     pub(crate) open_age: Duration,
     /// Of the decision log: nothing older can still matter to a late span.
@@ -62,8 +66,11 @@ pub(crate) struct ArchiverThread {
     pub(crate) published: Arc<Published>,
     pub(crate) gate: Arc<Gate>,
     pub(crate) refused: Arc<RefusedLedger>,
+    pub(crate) sealer: Sealer,
     /// Per partition: the lowest record that the open segment would have to be gathered from again.
     pub(crate) open_floor: Vec<Option<Offset>>,
+    /// The same of the segment that is being sealed, or could not be.
+    pub(crate) ended_floor: Option<Vec<Option<Offset>>>,
     /// Those of the newest settled turn.
     pub(crate) frontier: Vec<Offset>,
     pub(crate) watermark: Vec<Offset>,
@@ -97,18 +104,11 @@ impl ArchiverThread {
                 if self.archive.open_rows() == 0 {
                     opened_at = now;
                 }
-                if self.is_seal_due(opened_at, now) {
-                    self.seal();
+                if self.seal(now.since(opened_at) >= self.options.open_age) {
                     opened_at = clock::monotonic();
                 }
             }
         }
-    }
-
-    fn is_seal_due(&self, opened_at: Monotonic, now: Monotonic) -> bool {
-        let is_old = now.since(opened_at) >= self.options.open_age;
-        let is_large = self.archive.open_bytes() >= self.options.open_bytes || self.archive.is_full();
-        self.archive.open_rows() > 0 && (is_old || is_large)
     }
 
     fn settle(&mut self, turns: Vec<Turn>, uncommitted: &mut Vec<Settlement>) {
@@ -227,24 +227,51 @@ impl ArchiverThread {
     /// Says what of the journal is still needed. Only after the newest settlement is durable.
     fn publish_floors(&self) {
         for ((&settled, open), partition) in self.watermark.iter().zip(&self.open_floor).zip(0..) {
-            let floor = open.map_or(settled, |open| open.min(settled));
+            let ended = self.ended_floor.as_ref().and_then(|floor| floor[usize::from(partition)]);
+            let floor = [*open, ended].into_iter().flatten().fold(settled, Offset::min);
             self.floors.set(self.options.shard, PartitionId(partition), floor);
         }
     }
 
-    fn seal(&mut self) {
-        match self.archive.seal(self.decisions.end_offset(), clock::unix()) {
+    /// Has the open segment sealed if it is full or `is_old`, and hears how that went with the one before. Says whether
+    /// another segment was begun.
+    fn seal(&mut self, is_old: bool) -> bool {
+        let is_due = self.archive.open_rows() > 0 && (is_old || self.archive.is_full());
+        // Two segments are what there is memory for. While this waits, the bounded queues upstream make ingest wait, too.
+        let result = if is_due { self.sealer.wait() } else { self.sealer.result() };
+        result.into_iter().for_each(|result| self.sealed(result));
+        let has_failed = self.ended_floor.is_some();
+        if self.sealer.is_busy() || !(is_due || has_failed) {
+            return false;
+        }
+        match self.archive.begin_seal(self.decisions.end_offset()) {
+            Ok(Some(sealing)) => self.sealer.begin(sealing),
+            Ok(None) => return false,
+            Err(error) => {
+                tracing::error!(shard = %self.options.shard, %error, "archive segment cannot be ended");
+                return false;
+            }
+        }
+        if !has_failed {
+            self.ended_floor =
+                Some(std::mem::replace(&mut self.open_floor, vec![None; self.watermark.len()]));
+        }
+        !has_failed
+    }
+
+    fn sealed(&mut self, result: Result<PathBuf, store_archive::Error>) {
+        let name = format!("archive {}", self.options.shard);
+        match result {
             Ok(path) => {
-                self.open_floor.iter_mut().for_each(|floor| *floor = None);
-                self.gate.open(&format!("archive {}", self.options.shard));
+                self.ended_floor = None;
+                self.gate.open(&name);
                 tracing::debug!(shard = %self.options.shard, ?path, "archive segment sealed");
             }
             Err(error) => {
                 tracing::error!(shard = %self.options.shard, %error, "archive segment cannot be written, it stays in memory");
-                // The open segment may grow to four times its size while the disk recovers, then ingest has to wait.
+                // What is open may grow to four times its size while the disk recovers, then ingest has to wait.
                 if self.archive.open_bytes() > self.options.open_bytes.saturating_mul(4) {
-                    let reason = format!("the archive cannot be written: {error}");
-                    self.gate.close(&format!("archive {}", self.options.shard), reason);
+                    self.gate.close(&name, format!("the archive cannot be written: {error}"));
                 }
             }
         }

@@ -542,9 +542,10 @@ impl Config {
         share(memory_bytes / u64::from(shards), RINGS_SHARE)
     }
 
-    /// Bytes an open archive segment may have before it is sealed.
+    /// Bytes an open archive segment may have before it is sealed. Another one may be open until that is done.
     pub(crate) fn open_segment_bytes(&self, shards: u16, memory_bytes: u64) -> usize {
-        to_usize(self.archive.open_bytes.0).min(share(memory_bytes / u64::from(shards), OPEN_SEGMENTS_SHARE))
+        let both = share(memory_bytes / u64::from(shards), OPEN_SEGMENTS_SHARE);
+        to_usize(self.archive.open_bytes.0).min(both / 2)
     }
 
     /// What each of `shards` shards is told.

@@ -1,4 +1,4 @@
-//! Which CPU each ingest core runs on. Moves threads and nothing else.
+//! Which CPU each ingest core runs on, and who goes first there. Moves threads and nothing else.
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
@@ -10,6 +10,16 @@ pub(crate) struct Cpus(Vec<usize>);
 pub(crate) fn allowed() -> Vec<usize> {
     let mask = sched_getaffinity(None).unwrap_or_default();
     (0..CpuSet::MAX_CPU).filter(|&cpu| mask.is_set(cpu)).collect()
+}
+
+/// How far a thread stands back: it gets a quarter of the time when one other wants the same CPU, all of it when none does.
+const NICE: i32 = 5;
+
+/// Lets others go first on the CPU of this thread, for good: to come back takes a right that we may not have.
+pub(crate) fn stand_back() {
+    if let Err(error) = rustix::process::nice(NICE) {
+        tracing::warn!(%error, "thread goes as first as others");
+    }
 }
 
 impl Cpus {

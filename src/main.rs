@@ -20,6 +20,7 @@ mod live;
 mod memory;
 mod recover;
 mod retention;
+mod sealer;
 mod serve;
 mod shards;
 mod status;

@@ -45,7 +45,7 @@ impl CoreMemory {
             ("live traces", live_bytes_max),
             ("bodies of live traces", part(body_bytes_max)),
             ("remembered decisions", remembered),
-            ("open archive segment", config.open_segment_bytes(cores, memory_bytes)),
+            ("open archive segments", 2 * config.open_segment_bytes(cores, memory_bytes)),
         ];
         let sized = parts.into_iter().map(|(what, bytes)| (what, bytes as u64));
         Self(sized.chain([("journal queue", config.journal.queue_bytes.0)]).collect())

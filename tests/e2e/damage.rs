@@ -31,12 +31,14 @@ async fn fill(home: &Home, traces: u64, seed: u64) -> Vec<(TraceId, ExportTraceS
     sent
 }
 
-/// Everything is kept; journal segments are as small as they can be, and the archive seals when `archive` says.
+/// Everything is kept; journal segments are as small as they can be, and the archive seals when `archive` says, not because
+/// memory is short.
 fn keeping_all(archive: Value) -> Value {
     json!({
         "sampling": { "head_probability": 1.0 },
         "journal": { "segment_bytes": "1MiB" },
         "archive": archive,
+        "memory": { "limit": "1GiB" },
     })
 }
 

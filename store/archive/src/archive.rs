@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -114,8 +114,10 @@ pub(crate) struct Shared {
 pub(crate) struct Shard {
     pub(crate) id: ShardId,
     directory: PathBuf,
-    /// Held while files are written or removed.
+    /// Held while the view changes or files are removed.
     files: Mutex<Covered>,
+    /// [`Covered::end`], for those who need not wait.
+    covered: AtomicU64,
     /// Replaced as a whole, so that a snapshot sees a row that moves from open to sealed exactly once.
     view: ArcSwap<View>,
     has_writer: AtomicBool,
@@ -125,7 +127,23 @@ pub(crate) struct Shard {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct View {
     pub(crate) sealed: Vec<Arc<Sealed>>,
+    /// What is being sealed.
+    pub(crate) ended: Option<Arc<Ended>>,
     pub(crate) open: Arc<Open>,
+}
+
+impl View {
+    /// Segments in memory, oldest first.
+    pub(crate) fn in_memory(&self) -> impl Iterator<Item = &Arc<Open>> {
+        self.ended.iter().map(|ended| &ended.open).chain([&self.open])
+    }
+}
+
+/// A segment that takes no more rows and is in no file yet.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    pub(crate) open: Arc<Open>,
+    pub(crate) coverage: Coverage,
 }
 
 /// What a shard's segments cover, expired ones included.
@@ -236,9 +254,11 @@ impl Archive {
                 stats.bytes += sealed.file_bytes();
                 stats.rows += u64::from(sealed.footer.row_count);
             }
-            let open = view.open.read();
-            stats.open_bytes += store_index::codec::count(open.bytes());
-            stats.rows += u64::from(open.count());
+            for open in view.in_memory() {
+                let open = open.read();
+                stats.open_bytes += store_index::codec::count(open.bytes());
+                stats.rows += u64::from(open.count());
+            }
         }
         stats
     }
@@ -308,11 +328,13 @@ impl Shard {
             }
         }
         report.segments += sealed.len();
+        let covered = Covered::new(ranges, &lost);
         Ok(Self {
             id,
             directory,
-            files: Mutex::new(Covered::new(ranges, &lost)),
-            view: ArcSwap::from_pointee(View { sealed, open: Arc::default() }),
+            covered: AtomicU64::new(covered.end().0),
+            files: Mutex::new(covered),
+            view: ArcSwap::from_pointee(View { sealed, ended: None, open: Arc::default() }),
             has_writer: AtomicBool::new(false),
         })
     }
@@ -347,11 +369,35 @@ impl Shard {
         })
     }
 
-    /// Shows a segment; its rows leave the open one, if they were there, at the same moment.
-    pub(crate) fn show(&self, segment: Sealed, open: Arc<Open>) {
-        let mut sealed = self.view().sealed.clone();
-        sealed.push(Arc::new(segment));
-        self.view.store(Arc::new(View { sealed, open }));
+    /// Settlement records below are in sealed segments.
+    pub(crate) fn covered(&self) -> Offset {
+        // Pairs with the store in `show_ended`: what is covered is in the view.
+        Offset(self.covered.load(Ordering::Acquire))
+    }
+
+    /// Ends the open segment and begins another. One that is ended already must have been sealed.
+    pub(crate) fn end_open(&self, coverage: Coverage) -> Arc<Ended> {
+        let _covered = self.lock();
+        let view = self.view();
+        let ended = Arc::new(Ended { open: Arc::clone(&view.open), coverage });
+        let (sealed, open) = (view.sealed.clone(), Arc::default());
+        self.view.store(Arc::new(View { sealed, ended: Some(Arc::clone(&ended)), open }));
+        ended
+    }
+
+    /// Shows the ended segment as the file it is now: its rows move at one moment.
+    pub(crate) fn show_ended(&self, segment: Sealed, coverage: Coverage) {
+        let mut covered = self.lock();
+        self.show(segment, None);
+        covered.add(coverage);
+        self.covered.store(covered.end().0, Ordering::Release);
+    }
+
+    /// Shows a segment. The lock is held.
+    fn show(&self, segment: Sealed, ended: Option<Arc<Ended>>) {
+        let view = self.view();
+        let sealed = view.sealed.iter().cloned().chain([Arc::new(segment)]).collect();
+        self.view.store(Arc::new(View { sealed, ended, open: Arc::clone(&view.open) }));
     }
 
     /// Whether no other segment covers records as late as this one does.
@@ -365,13 +411,14 @@ impl Shard {
         if self.is_last(segment) {
             // Coverage must outlive the rows, or they would be gathered again after a restart.
             let marker = self.write(&Rows::default(), segment.footer.coverage, now, shared)?;
-            self.show(marker, Arc::clone(&self.view().open));
+            self.show(marker, self.view().ended.clone());
         }
         files::remove(segment.path())?;
         let view = self.view();
         let others = view.sealed.iter().filter(|other| !Arc::ptr_eq(other, segment)).cloned();
         let sealed = others.collect();
-        self.view.store(Arc::new(View { sealed, open: Arc::clone(&view.open) }));
+        let (ended, open) = (view.ended.clone(), Arc::clone(&view.open));
+        self.view.store(Arc::new(View { sealed, ended, open }));
         Ok(())
     }
 }

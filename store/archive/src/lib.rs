@@ -30,4 +30,4 @@ pub use retention::Expired;
 pub use settlement::{DroppedDecision, KeptDecision, Settlement, TenantCounts};
 pub use snapshot::{SegmentView, Snapshot, TermKind};
 pub use store_index::Term;
-pub use writer::ShardWriter;
+pub use writer::{Sealing, ShardWriter};

@@ -69,7 +69,7 @@ impl Snapshot {
         let mut segments = Vec::new();
         for view in views {
             segments.extend(view.sealed.iter().map(SegmentView::sealed));
-            segments.push(SegmentView::open(&view.open));
+            segments.extend(view.in_memory().map(SegmentView::open));
         }
         segments.retain(|segment| segment.row_count > 0);
         segments.sort_by_key(|segment| {
