@@ -34,8 +34,12 @@ use crate::shards::{Ask, Published, ShardThread};
 use crate::status::StatusBoard;
 use crate::totals::Totals;
 
-/// Batches waiting for a shard, per partition. A batch of 500 spans is 44 KB, so a full ring holds about 11 MB.
-const RING_BATCHES: usize = 256;
+/// Batches waiting for a shard, of all partitions together: 40 ms of requests of ten spans, which come 100,000 a second. Their
+/// bytes have a limit of their own. A place takes 100 bytes.
+const RING_BATCHES: usize = 4_096;
+
+/// Batches waiting for a shard, per partition, however many there are.
+const RING_BATCHES_MIN: usize = 256;
 
 /// Questions waiting for a shard.
 const ASKS_MAX: usize = 256;
@@ -384,11 +388,12 @@ type Grid<T> = Vec<Vec<T>>;
 /// A ring from every partition to every shard: producers by partition, consumers by shard.
 fn rings(count: u16) -> (Grid<Producer<Batch>>, Grid<Consumer<Batch>>) {
     let count = usize::from(count);
+    let batches = (RING_BATCHES / count).max(RING_BATCHES_MIN);
     let mut producers: Vec<Vec<_>> = (0..count).map(|_| Vec::new()).collect();
     let mut consumers: Vec<Vec<_>> = (0..count).map(|_| Vec::new()).collect();
     for row in &mut producers {
         for column in &mut consumers {
-            let (producer, consumer) = RingBuffer::new(RING_BATCHES);
+            let (producer, consumer) = RingBuffer::new(batches);
             row.push(producer);
             column.push(consumer);
         }
