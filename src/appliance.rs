@@ -465,10 +465,9 @@ impl Context<'_> {
         let published = Arc::new(Published::default());
         let (ask, asks) = mpsc::sync_channel::<Ask>(ASKS_MAX);
         let (turns, turns_out) = mpsc::sync_channel(TURNS_MAX);
-        let started_sealer = Sealer::start(id);
-        let failed = |source| Error::Thread { name: format!("sealer-{id}"), source };
-        let (sealer, sealing) = started_sealer.map_err(failed)?;
-        started.sealers.push(sealing);
+        let no_thread = |source| Error::Thread { name: format!("sealer-{id}"), source };
+        let (sealer, thread) = Sealer::start(id).map_err(no_thread)?;
+        started.sealers.push(thread);
         let archiver = ArchiverThread {
             options: ArchiverOptions {
                 shard: id,

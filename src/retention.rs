@@ -74,7 +74,7 @@ impl RetentionThread {
 
     /// Removes what may go, and has ingest wait while what must stay is too much. Says whether anything went.
     fn look(&self, now: UnixNanos) -> bool {
-        let Self { partition, retention, remover, floors, gate, stop: _ } = self;
+        let Self { partition, retention, remover, floors, gate, stop } = self;
         let segments = remover.reader().segments();
         let chosen = store_log::choose(&segments, retention, floors.floor(*partition), now);
         let name = format!("journal budget {partition}");
@@ -83,19 +83,21 @@ impl RetentionThread {
         } else {
             gate.open(&name);
         }
-        if chosen.is_empty() {
-            return false;
-        }
-        match remover.remove(&chosen, &mut || clock::sleep(PAUSE)) {
-            Ok(bytes) => {
-                tracing::info!(%partition, segments = chosen.len(), bytes, "journal segments expired");
-                true
-            }
-            Err(error) => {
-                tracing::warn!(%partition, %error, "expired journal segments could not be removed");
-                false
+        let (mut segments, mut bytes) = (0, 0);
+        // One by one: who changed the budget may have chosen hundreds, and a stop waits for one at the most.
+        for base in chosen.iter().take_while(|_| !stop.load(Ordering::Acquire)) {
+            match remover.remove(&[*base], &mut || clock::sleep(PAUSE)) {
+                Ok(freed) => (segments, bytes) = (segments + 1, bytes + freed),
+                Err(error) => {
+                    tracing::warn!(%partition, %error, "expired journal segment could not be removed");
+                    return false;
+                }
             }
         }
+        if segments > 0 {
+            tracing::info!(%partition, segments, bytes, "journal segments expired");
+        }
+        segments > 0
     }
 }
 

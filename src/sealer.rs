@@ -65,3 +65,52 @@ impl Sealer {
         result
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use store_archive::{Archive, ArchiveOptions};
+    use store_model::{Fragment, Offset, Reason, Tenant, Threshold, TraceId, UnixNanos};
+
+    use super::*;
+
+    fn fragment(number: u8) -> Fragment {
+        Fragment {
+            tenant: Tenant::default(),
+            trace_id: TraceId([number; 16]),
+            trace_start: UnixNanos(1),
+            end: UnixNanos(2),
+            decided_at: UnixNanos(3),
+            reason: Reason::Head,
+            threshold: Threshold::ALWAYS,
+            complete: true,
+            span_count: 0,
+            otlp: Bytes::new(),
+        }
+    }
+
+    #[test]
+    fn a_segment_that_could_not_be_written_is_sealed_with_the_next_try() {
+        let directory = tempfile::tempdir().unwrap();
+        let options =
+            ArchiveOptions { directory: directory.path().join("traces"), ..ArchiveOptions::default() };
+        let (archive, _) = Archive::open(options, 1).unwrap();
+        let mut writer = archive.writer(ShardId(0));
+        let (mut sealer, thread) = Sealer::start(ShardId(0)).unwrap();
+        assert!(sealer.wait().is_none() && sealer.result().is_none(), "nothing is under way");
+
+        writer.insert(fragment(1));
+        let shard = directory.path().join("traces/0");
+        std::fs::remove_dir(&shard).unwrap();
+        sealer.begin(writer.begin_seal(Offset(1)).unwrap().unwrap());
+        assert!(sealer.is_busy());
+        assert!(sealer.wait().unwrap().is_err());
+        std::fs::create_dir(&shard).unwrap();
+        sealer.begin(writer.begin_seal(Offset(2)).unwrap().unwrap());
+        let path = sealer.wait().unwrap().unwrap();
+        assert!(path.exists() && !sealer.is_busy());
+        assert_eq!((writer.covered(), writer.open_rows()), (Offset(1), 0));
+        drop(sealer);
+        thread.join().unwrap();
+    }
+}

@@ -40,6 +40,29 @@ fn a_fragment_is_seen_exactly_once_while_segments_are_sealed() {
 }
 
 #[test]
+fn fragments_are_added_while_another_thread_seals() {
+    let directory = tempfile::tempdir().unwrap();
+    let (archive, _) = open(directory.path());
+    let mut writer = archive.writer(ShardId(0));
+    for round in 0..20u8 {
+        writer.insert(small(round * 4));
+        let to = Offset(u64::from(round) + 1);
+        let sealing = writer.begin_seal(to).unwrap().unwrap();
+        std::thread::scope(|scope| {
+            let sealed = scope.spawn(|| sealing.seal(UnixNanos(1)));
+            (1..4).for_each(|number| writer.insert(small(round * 4 + number)));
+            assert_eq!(all(&archive).len(), usize::from(round + 1) * 4);
+            sealed.join().unwrap().unwrap();
+        });
+        assert_eq!((writer.covered(), writer.open_rows()), (to, 3));
+        assert!(writer.find(&Tenant::default(), id(round * 4)).unwrap().len() == 1);
+    }
+    drop((writer, archive));
+    // What was open is gathered again; everything else is in files.
+    assert_eq!(all(&open(directory.path()).0).len(), 1 + 19 * 4);
+}
+
+#[test]
 fn a_huge_trace_is_indexed_whole() {
     let directory = tempfile::tempdir().unwrap();
     let (archive, _) = open(directory.path());
