@@ -51,7 +51,7 @@ mod counting {
 
     use mimalloc::MiMalloc;
 
-    /// Threads that are told apart; later ones share the last place. The appliance has five a core and a few more.
+    /// Threads that are told apart; later ones share the last place. The appliance has six a core and a few more.
     const THREADS: usize = 256;
 
     /// One thread. It cannot be named here, where nothing may allocate, so its number is kept for whoever asks later.

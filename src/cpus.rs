@@ -18,7 +18,7 @@ const NICE: i32 = 5;
 /// Lets others go first on the CPU of this thread, for good: to come back takes a right that we may not have.
 pub(crate) fn stand_back() {
     if let Err(error) = rustix::process::nice(NICE) {
-        tracing::warn!(%error, "thread goes as first as others");
+        tracing::warn!(%error, "thread keeps its priority");
     }
 }
 

@@ -378,26 +378,30 @@ impl Shard {
     /// Ends the open segment and begins another. One that is ended already must have been sealed.
     pub(crate) fn end_open(&self, coverage: Coverage) -> Arc<Ended> {
         let _covered = self.lock();
-        let view = self.view();
-        let ended = Arc::new(Ended { open: Arc::clone(&view.open), coverage });
-        let (sealed, open) = (view.sealed.clone(), Arc::default());
-        self.view.store(Arc::new(View { sealed, ended: Some(Arc::clone(&ended)), open }));
+        let ended = Arc::new(Ended { open: Arc::clone(&self.view().open), coverage });
+        self.change(|view| {
+            view.ended = Some(Arc::clone(&ended));
+            view.open = Arc::default();
+        });
         ended
     }
 
     /// Shows the ended segment as the file it is now: its rows move at one moment.
     pub(crate) fn show_ended(&self, segment: Sealed, coverage: Coverage) {
         let mut covered = self.lock();
-        self.show(segment, None);
+        self.change(|view| {
+            view.sealed.push(Arc::new(segment));
+            view.ended = None;
+        });
         covered.add(coverage);
         self.covered.store(covered.end().0, Ordering::Release);
     }
 
-    /// Shows a segment. The lock is held.
-    fn show(&self, segment: Sealed, ended: Option<Arc<Ended>>) {
-        let view = self.view();
-        let sealed = view.sealed.iter().cloned().chain([Arc::new(segment)]).collect();
-        self.view.store(Arc::new(View { sealed, ended, open: Arc::clone(&view.open) }));
+    /// Replaces the view. The lock is held.
+    fn change(&self, change: impl FnOnce(&mut View)) {
+        let mut view = View::clone(&self.view());
+        change(&mut view);
+        self.view.store(Arc::new(view));
     }
 
     /// Whether no other segment covers records as late as this one does.
@@ -411,14 +415,10 @@ impl Shard {
         if self.is_last(segment) {
             // Coverage must outlive the rows, or they would be gathered again after a restart.
             let marker = self.write(&Rows::default(), segment.footer.coverage, now, shared)?;
-            self.show(marker, self.view().ended.clone());
+            self.change(|view| view.sealed.push(Arc::new(marker)));
         }
         files::remove(segment.path())?;
-        let view = self.view();
-        let others = view.sealed.iter().filter(|other| !Arc::ptr_eq(other, segment)).cloned();
-        let sealed = others.collect();
-        let (ended, open) = (view.ended.clone(), Arc::clone(&view.open));
-        self.view.store(Arc::new(View { sealed, ended, open }));
+        self.change(|view| view.sealed.retain(|other| !Arc::ptr_eq(other, segment)));
         Ok(())
     }
 }
