@@ -1,14 +1,15 @@
-//! Connections that carry export requests: gRPC on the `h2` crate, HTTP/1.1 on hyper, either with TLS. Reconnects, never
+//! Connections that carry export requests: gRPC on [`crate::client`], HTTP/1.1 on hyper, either with TLS. Reconnects, never
 //! retries.
 //!
 //! The body is handed over as one `Bytes` and never copied on this side; everything else of a request is constant.
 
 use std::cell::Cell;
+use std::rc::Rc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-use h2::client::SendRequest;
-use http::{HeaderMap, HeaderValue, Method, Request, Uri, Version};
+use bytes::Bytes;
+use http::uri::Authority;
+use http::{HeaderMap, HeaderValue, Method, Request, Uri};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -17,9 +18,14 @@ use tokio::sync::Mutex;
 use tokio::time::timeout;
 
 use crate::answer::{self, Answer};
+use crate::client::Client;
 use crate::error::Error;
+use crate::http2::Head;
 use crate::template::GRPC_PREFIX;
 use crate::tls::Trust;
+
+/// The method that takes spans, as a path.
+const EXPORT: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
 
 /// A connection that is not there by then will not come.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -76,17 +82,14 @@ pub(crate) struct Target {
 }
 
 impl Target {
-    fn uri(&self) -> Result<Uri, Error> {
-        let text = match self.protocol {
-            Protocol::Grpc => {
-                let scheme = if self.trust.is_some() { "https" } else { "http" };
-                let method = "opentelemetry.proto.collector.trace.v1.TraceService/Export";
-                format!("{scheme}://{}/{method}", self.endpoint)
-            }
-            // HTTP/1.1 sends a path; the host has a header of its own.
-            Protocol::Http => "/v1/traces".to_owned(),
-        };
-        text.parse().map_err(|_invalid| Error::Options(format!("'{}' is not host:port", self.endpoint)))
+    /// What every gRPC call begins with.
+    fn head(&self, headers: &HeaderMap) -> Result<Head, Error> {
+        let scheme = if self.trust.is_some() { "https" } else { "http" };
+        let authority: Authority = self
+            .endpoint
+            .parse()
+            .map_err(|_invalid| Error::Options(format!("'{}' is not host:port", self.endpoint)))?;
+        Ok(Head::new(scheme, authority.as_str(), EXPORT, headers))
     }
 
     fn headers(&self) -> Result<HeaderMap, Error> {
@@ -116,7 +119,7 @@ impl Target {
 /// One connection, made when first needed and made again after it broke. Belongs to one thread.
 pub(crate) struct Sender {
     target: Target,
-    uri: Uri,
+    head: Head,
     headers: HeaderMap,
     state: Mutex<State>,
     /// Counts connections, so that a broken one is dropped once and not its successor.
@@ -125,7 +128,7 @@ pub(crate) struct Sender {
 
 enum State {
     Closed,
-    Grpc(SendRequest<Bytes>),
+    Grpc(Rc<Client>),
     Http(hyper::client::conn::http1::SendRequest<Full<Bytes>>),
 }
 
@@ -135,8 +138,9 @@ impl Sender {
     /// # Errors
     /// [`Error::Options`] when endpoint or tenant cannot be written into a request.
     pub(crate) fn new(target: Target) -> Result<Self, Error> {
-        let (uri, headers) = (target.uri()?, target.headers()?);
-        Ok(Self { target, uri, headers, state: Mutex::new(State::Closed), generation: Cell::new(0) })
+        let headers = target.headers()?;
+        let head = target.head(&headers)?;
+        Ok(Self { target, head, headers, state: Mutex::new(State::Closed), generation: Cell::new(0) })
     }
 
     /// Connects if it is not connected.
@@ -149,8 +153,10 @@ impl Sender {
     }
 
     async fn ensure(&self, state: &mut State) -> Result<(), Error> {
-        if !matches!(state, State::Closed) {
-            return Ok(());
+        match state {
+            State::Grpc(client) if client.is_open() => return Ok(()),
+            State::Http(_) => return Ok(()),
+            State::Grpc(_) | State::Closed => {}
         }
         let failed = |cause: String| Error::Connect { endpoint: self.target.endpoint.clone(), cause };
         let connected = timeout(CONNECT_TIMEOUT, self.open()).await;
@@ -170,15 +176,7 @@ impl Sender {
 
     async fn shake(&self, stream: impl AsyncRead + AsyncWrite + Unpin + 'static) -> Result<State, String> {
         match self.target.protocol {
-            Protocol::Grpc => {
-                let mut builder = h2::client::Builder::new();
-                // Hundreds of answers of five bytes may wait on one connection; that is no attack here.
-                builder.data_frame_budget(usize::MAX);
-                let (send, connection) = builder.handshake(stream).await.map_err(|e| e.to_string())?;
-                // A connection that ends shows in its requests; its own result adds nothing.
-                tokio::task::spawn_local(async move { drop(connection.await) });
-                Ok(State::Grpc(send))
-            }
+            Protocol::Grpc => Ok(State::Grpc(Rc::new(Client::new(stream, self.head.clone())))),
             Protocol::Http => {
                 let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream));
                 let (send, connection) = handshake.await.map_err(|e| e.to_string())?;
@@ -208,43 +206,15 @@ impl Sender {
         self.ensure(&mut state).await?;
         *generation = self.generation.get();
         match &mut *state {
-            State::Grpc(send) => {
-                let send = send.clone();
+            State::Grpc(client) => {
+                let client = Rc::clone(client);
                 drop(state);
-                self.over_grpc(send, body).await
+                client.export(body).await
             }
             // HTTP/1.1 carries one request at a time: the lock is held until the answer is there.
             State::Http(send) => self.over_http(send, body.slice(GRPC_PREFIX..)).await,
             State::Closed => Err(Error::Exchange("connection is closed".to_owned())),
         }
-    }
-
-    async fn over_grpc(&self, send: SendRequest<Bytes>, body: Bytes) -> Result<Answer, Error> {
-        let broke = |error: h2::Error| Error::Exchange(error.to_string());
-        let mut request = Request::new(());
-        *request.method_mut() = Method::POST;
-        *request.version_mut() = Version::HTTP_2;
-        *request.uri_mut() = self.uri.clone();
-        *request.headers_mut() = self.headers.clone();
-        let mut send = send.ready().await.map_err(broke)?;
-        let (response, mut stream) = send.send_request(request, false).map_err(broke)?;
-        stream.send_data(body, true).map_err(broke)?;
-        let response = response.await.map_err(broke)?;
-        if !response.status().is_success() {
-            return answer::of_http(response.status(), response.headers(), &[]);
-        }
-        let (head, mut received) = response.into_parts();
-        let mut message = BytesMut::new();
-        while let Some(chunk) = received.data().await {
-            let chunk = chunk.map_err(broke)?;
-            received.flow_control().release_capacity(chunk.len()).map_err(broke)?;
-            if message.len() + chunk.len() > ANSWER_BYTES_MAX {
-                return Err(Error::Malformed { what: "answer" });
-            }
-            message.extend_from_slice(&chunk);
-        }
-        let trailers = received.trailers().await.map_err(broke)?.unwrap_or(head.headers);
-        answer::of_grpc(&trailers, &message)
     }
 
     async fn over_http(
@@ -255,7 +225,8 @@ impl Sender {
         let broke = |error: hyper::Error| Error::Exchange(error.to_string());
         let mut request = Request::new(Full::new(body));
         *request.method_mut() = Method::POST;
-        *request.uri_mut() = self.uri.clone();
+        // HTTP/1.1 sends a path; the host has a header of its own.
+        *request.uri_mut() = Uri::from_static("/v1/traces");
         *request.headers_mut() = self.headers.clone();
         send.ready().await.map_err(broke)?;
         let (head, body) = send.send_request(request).await.map_err(broke)?.into_parts();

@@ -75,7 +75,8 @@ impl FrameHeader {
         Self { length, kind, flags, stream: u32::from_be_bytes([s0 & 0x7F, s1, s2, s3]) }
     }
 
-    fn bytes(self) -> [u8; HEADER_BYTES] {
+    /// As they are written.
+    pub fn bytes(self) -> [u8; HEADER_BYTES] {
         let [_, l0, l1, l2] = self.length.to_be_bytes();
         let [s0, s1, s2, s3] = self.stream.to_be_bytes();
         [l0, l1, l2, self.kind, self.flags, s0, s1, s2, s3]

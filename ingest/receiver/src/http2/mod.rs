@@ -10,7 +10,7 @@ mod answer;
 mod bodies;
 mod connection;
 mod control;
-mod frame;
+pub mod frame;
 mod head;
 pub mod hpack;
 mod limits;
