@@ -2,7 +2,7 @@
 # The matrix: every cell of `sluicebox-bench cells`, each measured in turns on the appliance with io_uring, with epoll and
 # with the portable driver, and on the sink. Writes bench/results/<date>-<commit>-matrix.json and prints it as a table.
 #
-#   bench/matrix.sh                                all 27 cells: 108 runs a pass, 15 s of load and settling each
+#   bench/matrix.sh                                all 27 cells: 108 runs a pass, 20 s of load and settling each
 #   bench/matrix.sh s-plain-500x8 s-gzip-500x8     these
 #   PASSES=3 bench/matrix.sh                       medians of three
 #   SERVERS="io_uring sink" bench/matrix.sh        without the others
@@ -16,8 +16,8 @@ cd "$(dirname "$0")/.."
 . bench/lib.sh
 
 PASSES=${PASSES:-1}
-SECONDS_EACH=${SECONDS_EACH:-12}
-WARM_UP=${WARM_UP:-6}
+SECONDS_EACH=${SECONDS_EACH:-17}
+WARM_UP=${WARM_UP:-12}
 SETTLE=${SETTLE:-3}
 SERVERS=${SERVERS:-io_uring epoll portable sink}
 OUT=${OUT:-bench/results/$stamp-matrix.json}
@@ -74,10 +74,14 @@ measure() {
 }
 
 # By cell first: its pool is in use for all passes, and its ratios come from minutes that lie beside each other.
+# Whoever comes first in a cell meets a machine that has cooled down, so that is another one from cell to cell and pass to pass.
+read -ra servers <<<"$SERVERS"
+turn=0
 while IFS=$'\t' read -r cell cores form options; do
     mkdir -p "$work/$cell"
     for pass in $(seq "$PASSES"); do
-        for name in $SERVERS; do
+        first=$((turn++ % ${#servers[@]}))
+        for name in "${servers[@]:first}" "${servers[@]:0:first}"; do
             [ ! -s "$work/$cell/$name-$pass.json" ] || continue
             say "== $cell, $name, pass $pass of $PASSES"
             if ! (trap stop_server EXIT && measure "$cell" "$cores" "$form" "$options" "$name" "$pass"); then
