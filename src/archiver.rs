@@ -234,7 +234,8 @@ impl ArchiverThread {
     }
 
     /// Has the open segment sealed if it is full or `is_old`, and hears how that went with the one before. Says whether
-    /// another segment was begun.
+    /// another segment was begun. Only while every settlement is durable: the segment is to cover them, and the floors are
+    /// published.
     fn seal(&mut self, is_old: bool) -> bool {
         let is_due = self.archive.open_rows() > 0 && (is_old || self.archive.is_full());
         // Two segments are what there is memory for. While this waits, the bounded queues upstream make ingest wait, too.
@@ -264,6 +265,9 @@ impl ArchiverThread {
         match result {
             Ok(path) => {
                 self.ended_floor = None;
+                // A shard that nothing more comes to settles nothing, and what this segment needed of the journal would stay
+                // for ever: with the journal at its budget, that is what keeps anything from coming.
+                self.publish_floors();
                 self.gate.open(&name);
                 tracing::debug!(shard = %self.options.shard, ?path, "archive segment sealed");
             }
