@@ -527,6 +527,8 @@ impl Config {
             jaeger_http: jaeger.protocols.thrift_http.address(usual.jaeger_http),
             request_bytes_max: to_usize(grpc.max_recv_msg_size.0),
             inflight_bytes_max: to_usize(in_flight),
+            // Not half of what may be in flight: large requests are allowed more of a small budget than their share.
+            pool_bytes: to_usize(memory_bytes / 16),
             cores: usize::from(cores),
             cpus: cpus.list().to_vec(),
             max_connections: *max_connections,
@@ -753,6 +755,13 @@ mod tests {
         config.check().unwrap();
         assert_eq!(config.query.endpoint.port(), 4320);
         assert_eq!(config.journal.ack, Ack::Local);
+    }
+
+    #[test]
+    fn free_memory_for_bodies_has_its_share_of_a_small_budget_too() {
+        let config = Config::default();
+        let pool_bytes = |limit| config.receiver(1, &Cpus::choose(&[], 1), limit).pooled_bytes();
+        assert_eq!([256 << 20, 10 << 30].map(pool_bytes), [16 << 20, 640 << 20]);
     }
 
     #[test]
