@@ -15,6 +15,7 @@ use store_archive::{Archive, ArchiveOptions, ShardWriter};
 use store_log::{PartitionOptions, Reader, RealDisk, Retention, Writer};
 use store_model::{Offset, PartitionId, ShardId, Symbols};
 
+use crate::allocator;
 use crate::archiver::{ArchiverOptions, ArchiverThread};
 use crate::bodies::JournalBodies;
 use crate::clock;
@@ -188,6 +189,7 @@ impl Appliance {
             );
         }
         let memory_bytes = memory_limit(config);
+        allocator::suit(memory_bytes);
         let cpus = Cpus::choose(&config.receivers.cpus, count);
         let receiver_config = ReceiverConfig {
             grpc_tls: identities.grpc.clone(),
