@@ -359,7 +359,7 @@ fn open_stores(
         let known = shards.iter().map(|shard| shard.recovered.resume.frontier(id)).max().unwrap_or_default();
         let options = PartitionOptions {
             directory: data_dir.join("spans").join(id.to_string()),
-            segment_bytes_max: config.journal.segment_bytes.0,
+            segment_bytes_max: config.journal_segment_bytes(count),
             ..PartitionOptions::default()
         };
         let (writer, recovery) = Writer::open(RealDisk, options, known, clock::unix())?;
