@@ -22,10 +22,24 @@ const PURGE_DELAY: c_int = 15;
 /// spent by the kernel on clearing pages.
 const PURGE_DELAY_MS: c_long = -1;
 
+/// Under a smaller budget than this, what lies unused counts for more than the time that clearing pages takes.
+const SMALL_BUDGET_BYTES: u64 = 1 << 30;
+
+/// As [`PURGE_DELAY_MS`], under a small budget: what a second brings and takes is still used again at once.
+const SMALL_PURGE_DELAY_MS: c_long = 1_000;
+
 /// Sets the allocator up; called first thing.
 pub(crate) fn init() {
     // SAFETY: any option number and value are legal, and the call only stores the value.
     unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, PURGE_DELAY_MS) };
+}
+
+/// Suits the allocator to the memory that there may be.
+pub(crate) fn suit(budget_bytes: u64) {
+    if budget_bytes < SMALL_BUDGET_BYTES {
+        // SAFETY: as in `init`; threads that are there already see the new value with their next free.
+        unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, SMALL_PURGE_DELAY_MS) };
+    }
 }
 
 /// Allocations and reallocations so far, by the name of the thread; `None` in a build that does not count.

@@ -15,6 +15,7 @@ use store_archive::{Archive, ArchiveOptions, ShardWriter};
 use store_log::{PartitionOptions, Reader, RealDisk, Retention, Writer};
 use store_model::{Offset, PartitionId, ShardId, Symbols};
 
+use crate::allocator;
 use crate::archiver::{ArchiverOptions, ArchiverThread};
 use crate::bodies::JournalBodies;
 use crate::clock;
@@ -188,6 +189,7 @@ impl Appliance {
             );
         }
         let memory_bytes = memory_limit(config);
+        allocator::suit(memory_bytes);
         let cpus = Cpus::choose(&config.receivers.cpus, count);
         let receiver_config = ReceiverConfig {
             grpc_tls: identities.grpc.clone(),
@@ -357,7 +359,7 @@ fn open_stores(
         let known = shards.iter().map(|shard| shard.recovered.resume.frontier(id)).max().unwrap_or_default();
         let options = PartitionOptions {
             directory: data_dir.join("spans").join(id.to_string()),
-            segment_bytes_max: config.journal.segment_bytes.0,
+            segment_bytes_max: config.journal_segment_bytes(count),
             ..PartitionOptions::default()
         };
         let (writer, recovery) = Writer::open(RealDisk, options, known, clock::unix())?;

@@ -5,6 +5,7 @@
 //! record is committed before an archive segment that covers it is sealed. Fragments of the open segment need no disk: the
 //! committed decisions say where their spans lie in the journal.
 
+use std::collections::{VecDeque, vec_deque};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -32,6 +33,10 @@ const COMMIT_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Turns settled together at most, so that a body is opened once for all of them.
 const TURNS_PER_ROUND: usize = 32;
+
+/// Kept spans gathered together, as nearly as whole traces allow: they stand in memory a second time until they are inserted. No
+/// further turn is settled with those that have as many, since a full segment can only be ended between two rounds.
+const GATHERED_BYTES_MAX: usize = 8 << 20;
 
 /// How often the archive's retention is looked after.
 const EXPIRE_INTERVAL: Duration = Duration::from_secs(30);
@@ -91,7 +96,12 @@ impl ArchiverThread {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => is_last = true,
             }
-            turns.extend(self.turns.try_iter().take(TURNS_PER_ROUND));
+            let mut bytes: usize = turns.iter().map(kept_bytes).sum();
+            while turns.len() < TURNS_PER_ROUND && bytes < GATHERED_BYTES_MAX {
+                let Ok(turn) = self.turns.try_recv() else { break };
+                bytes += kept_bytes(&turn);
+                turns.push(turn);
+            }
             self.settle(turns, &mut uncommitted);
             let now = clock::monotonic();
             if now.since(last_expire) >= EXPIRE_INTERVAL {
@@ -113,34 +123,42 @@ impl ArchiverThread {
 
     fn settle(&mut self, turns: Vec<Turn>, uncommitted: &mut Vec<Settlement>) {
         let Some(last_turn) = turns.last().map(|turn| turn.number) else { return };
-        let kept: Vec<Arc<KeptTrace>> = turns.iter().flat_map(|turn| turn.kept.iter().cloned()).collect();
-        let Self { archive, bodies, .. } = self;
-        let mut archived = |trace: &KeptTrace| archived_spans(archive, trace);
-        let mut gathered = gather(&kept, bodies, &mut archived).into_iter();
+        let mut portions = Portions {
+            kept: turns.iter().flat_map(|turn| turn.kept.iter().cloned()).collect(),
+            begun: 0,
+            gathered: VecDeque::new(),
+        };
         for turn in turns {
-            let settlement = self.settle_turn(turn, &mut gathered);
+            let settlement = self.settle_turn(turn, &mut portions);
             uncommitted.push(settlement);
         }
         self.published.archived_turn.store(last_turn, Ordering::Release);
     }
 
-    fn settle_turn(&mut self, turn: Turn, gathered: &mut impl Iterator<Item = Gathered>) -> Settlement {
+    fn settle_turn(&mut self, turn: Turn, portions: &mut Portions) -> Settlement {
         let mut kept = Vec::with_capacity(turn.kept.len());
+        let mut outcomes = Vec::with_capacity(turn.kept.len());
+        while kept.len() < turn.kept.len() {
+            let rest = &turn.kept[kept.len()..];
+            let gathered = portions.next(rest.len(), &self.archive, &mut self.bodies);
+            for (trace, Gathered { fragment, locations, expired, duplicates }) in rest.iter().zip(gathered) {
+                let span_count = fragment.as_ref().map(|fragment| fragment.span_count);
+                outcomes.push(Outcome { span_count, expired, duplicates });
+                lower_floors(&mut self.open_floor, &locations);
+                fragment.into_iter().for_each(|fragment| self.archive.insert(fragment));
+                kept.push(kept_decision(trace, locations));
+            }
+        }
+        // All of a turn is counted at once, so that whoever looks finds every span in its place.
         let mut totals = self.totals.shard(self.options.shard);
-        for (trace, gathered) in turn.kept.iter().zip(gathered) {
-            let Gathered { fragment, locations, expired, duplicates } = gathered;
+        for (trace, Outcome { span_count, expired, duplicates }) in turn.kept.iter().zip(outcomes) {
             let total = totals.entry(trace.tenant.clone()).or_default();
             total.counts.expired += u64::from(expired);
             total.counts.refused += u64::from(duplicates);
             let reason = Reason::ALL.iter().position(|&reason| reason == trace.reason).unwrap_or(0);
-            total.kept_traces[reason] += u64::from(!trace.late && fragment.is_some());
-            lower_floors(&mut self.open_floor, &locations);
-            if let Some(fragment) = fragment {
-                total.counts.kept += u64::from(fragment.span_count);
-                total.kept_spans[reason] += u64::from(fragment.span_count);
-                self.archive.insert(fragment);
-            }
-            kept.push(kept_decision(trace, locations));
+            total.kept_traces[reason] += u64::from(!trace.late && span_count.is_some());
+            total.counts.kept += u64::from(span_count.unwrap_or(0));
+            total.kept_spans[reason] += u64::from(span_count.unwrap_or(0));
         }
         let mut dropped = Vec::new();
         for Settled { tenant, dropped: traces, counts } in turn.settled {
@@ -234,7 +252,8 @@ impl ArchiverThread {
     }
 
     /// Has the open segment sealed if it is full or `is_old`, and hears how that went with the one before. Says whether
-    /// another segment was begun.
+    /// another segment was begun. Only while every settlement is durable: the segment is to cover them, and the floors are
+    /// published.
     fn seal(&mut self, is_old: bool) -> bool {
         let is_due = self.archive.open_rows() > 0 && (is_old || self.archive.is_full());
         // Two segments are what there is memory for. While this waits, the bounded queues upstream make ingest wait, too.
@@ -264,6 +283,9 @@ impl ArchiverThread {
         match result {
             Ok(path) => {
                 self.ended_floor = None;
+                // A shard that nothing more comes to settles nothing, and what this segment needed of the journal would stay
+                // for ever: with the journal at its budget, that is what keeps anything from coming.
+                self.publish_floors();
                 self.gate.open(&name);
                 tracing::debug!(shard = %self.options.shard, ?path, "archive segment sealed");
             }
@@ -305,6 +327,53 @@ impl ArchiverThread {
             tracing::warn!(shard = %self.options.shard, %error, "expired decisions could not be removed");
         }
     }
+}
+
+/// What is counted of a kept trace.
+struct Outcome {
+    /// Of its fragment, if there is one.
+    span_count: Option<u32>,
+    expired: u32,
+    duplicates: u32,
+}
+
+/// The kept traces of one round, gathered as they are asked for.
+struct Portions {
+    kept: Vec<Arc<KeptTrace>>,
+    /// How many of them were gathered.
+    begun: usize,
+    /// Those that nobody has asked for yet.
+    gathered: VecDeque<Gathered>,
+}
+
+impl Portions {
+    /// The next ones, `wanted` at the most; one at least, unless all were given.
+    fn next(
+        &mut self,
+        wanted: usize,
+        archive: &ShardWriter,
+        bodies: &mut JournalBodies,
+    ) -> vec_deque::Drain<'_, Gathered> {
+        if self.gathered.is_empty() {
+            let rest = &self.kept[self.begun..];
+            let mut bytes = 0;
+            let fits = |trace: &&Arc<KeptTrace>| {
+                let is_begun = bytes < GATHERED_BYTES_MAX;
+                bytes += trace.span_bytes();
+                is_begun
+            };
+            let portion = &rest[..rest.iter().take_while(fits).count()];
+            self.begun += portion.len();
+            let mut archived = |trace: &KeptTrace| archived_spans(archive, trace);
+            self.gathered = gather(portion, bodies, &mut archived).into();
+        }
+        self.gathered.drain(..wanted.min(self.gathered.len()))
+    }
+}
+
+/// Bytes of the spans that a turn keeps.
+fn kept_bytes(turn: &Turn) -> usize {
+    turn.kept.iter().map(|trace| trace.span_bytes()).sum()
 }
 
 fn kept_decision(trace: &KeptTrace, spans: Vec<store_model::SpanLocation>) -> KeptDecision {

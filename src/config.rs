@@ -18,6 +18,10 @@ use crate::cpus::{self, Cpus};
 /// Smallest journal segment that makes sense: one maximal request fits.
 const SEGMENT_BYTES_MIN: u64 = 1 << 20;
 
+/// Segments that a core's part of the journal's budget has at least. Space is reserved and freed by whole segments, and neither
+/// the open one nor the newest with a record can go: with fewer, the budget would be met by refusing everything for ever.
+const SEGMENTS_MIN: u64 = 4;
+
 /// Shares of the memory budget. What is left is for receive buffers, the archive's open segments and queries.
 const LIVE_SHARE: f64 = 0.20;
 const BODIES_SHARE: f64 = 0.45;
@@ -527,6 +531,8 @@ impl Config {
             jaeger_http: jaeger.protocols.thrift_http.address(usual.jaeger_http),
             request_bytes_max: to_usize(grpc.max_recv_msg_size.0),
             inflight_bytes_max: to_usize(in_flight),
+            // Not half of what may be in flight: large requests are allowed more of a small budget than their share.
+            pool_bytes: to_usize(memory_bytes / 16),
             cores: usize::from(cores),
             cpus: cpus.list().to_vec(),
             max_connections: *max_connections,
@@ -535,6 +541,13 @@ impl Config {
             idle_timeout: idle_timeout.0,
             ..usual
         }
+    }
+
+    /// How large a journal segment of one of so many cores is made.
+    pub(crate) fn journal_segment_bytes(&self, cores: u16) -> u64 {
+        let Journal { segment_bytes, retention, .. } = &self.journal;
+        let part = retention.max_bytes.0 / u64::from(cores.max(1)) / SEGMENTS_MIN;
+        segment_bytes.0.min(part).max(SEGMENT_BYTES_MIN)
     }
 
     /// Bytes that may wait in the rings of one shard.
@@ -753,6 +766,26 @@ mod tests {
         config.check().unwrap();
         assert_eq!(config.query.endpoint.port(), 4320);
         assert_eq!(config.journal.ack, Ack::Local);
+    }
+
+    #[test]
+    fn free_memory_for_bodies_has_its_share_of_a_small_budget_too() {
+        let config = Config::default();
+        let pool_bytes = |limit| config.receiver(1, &Cpus::choose(&[], 1), limit).pooled_bytes();
+        assert_eq!([256 << 20, 10 << 30].map(pool_bytes), [16 << 20, 640 << 20]);
+    }
+
+    #[test]
+    fn a_small_journal_has_several_segments_all_the_same() {
+        let segment_mib = |max_bytes: &str, cores| {
+            let config = Config::parse(&format!("journal: {{ retention: {{ max_bytes: {max_bytes} }} }}"));
+            config.unwrap().journal_segment_bytes(cores) >> 20
+        };
+        assert_eq!(
+            [("20GiB", 20), ("20GiB", 80), ("200MiB", 2)].map(|(max, n)| segment_mib(max, n)),
+            [256, 64, 25]
+        );
+        assert_eq!(segment_mib("1MiB", 8), 1);
     }
 
     #[test]

@@ -90,18 +90,18 @@ impl ShardThread {
     pub(crate) fn run(mut self) {
         let mut waiting: Option<Turn> = None;
         let mut turn_began = Monotonic(0);
-        let mut is_full = false;
+        let mut has_room = true;
         loop {
             let now = clock::monotonic();
-            // A turn that the archiver has no room for stops the rings: the bounded queues upstream do the rest.
+            // What the archiver has no room for, or no time, stops the rings: the bounded queues upstream do the rest.
             let mut took = 0;
-            if waiting.is_none() && !is_full {
+            if waiting.is_none() && has_room {
                 took = self.drain(now);
             }
             if waiting.is_none() && now.since(turn_began) >= TURN {
                 turn_began = now;
                 waiting = self.end_turn(now);
-                is_full = self.shard.is_full();
+                has_room = !self.shard.is_full() && !self.shard.is_ahead();
             }
             waiting = waiting.and_then(|turn| self.hand_over(turn));
             let answered = self.answer();

@@ -241,7 +241,11 @@ fn state_metrics(registry: &mut Registry, board: &StatusBoard) {
     }
     let bytes: [(&str, &str, u64); 6] = [
         ("live", "Memory of live traces, bodies apart", gauges.live_bytes as u64),
-        ("live_bodies", "Memory of bodies held for live traces", gauges.body_bytes as u64),
+        (
+            "live_bodies",
+            "Memory of bodies held for live traces, and for kept ones until they are archived",
+            gauges.body_bytes as u64,
+        ),
         ("archive_open", "Memory of open archive segments", archive.open_bytes),
         ("archive", "Disk space of sealed archive segments", archive.bytes),
         ("journal", "Disk space of the journal", board.journal_bytes()),

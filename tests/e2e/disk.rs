@@ -1,9 +1,11 @@
-//! A disk that fills up, and is given room again.
+//! A disk that fills up, and is given room again; and a journal that is not to take more of it.
 
 use std::path::Path;
 use std::process::Command;
 
+use ingest_otlp::messages::ExportTraceServiceRequest;
 use serde_json::json;
+use store_model::TraceId;
 
 use crate::appliance::{Home, eventually};
 use crate::asker::Asker;
@@ -28,6 +30,18 @@ impl Drop for SmallDisk<'_> {
     }
 }
 
+/// A trace of twenty spans that is kept, in 70 KiB that no compression makes much smaller.
+fn noisy(dice: &mut Dice) -> (TraceId, ExportTraceServiceRequest) {
+    let id = dice.trace_id();
+    let mut spans = trace(id, 20);
+    for span in &mut spans {
+        let noise: String = (0..200).map(|_| format!("{:016x}", dice.next())).collect();
+        span.attributes.push(attribute("noise", &noise));
+    }
+    spans[7] = failed(spans[7].clone());
+    (id, request("full", spans))
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_refuses_with_a_retry_and_loses_nothing() {
     let home = Home::new(json!({ "journal": { "segment_bytes": "1MiB" } }));
@@ -41,19 +55,9 @@ async fn a_full_disk_refuses_with_a_retry_and_loses_nothing() {
     let mut appliance = home.start().await;
     let mut sender = Sender::connect(appliance.grpc()).await;
     let mut dice = Dice(18);
-    let mut next = || {
-        let id = dice.trace_id();
-        let mut spans = trace(id, 20);
-        for span in &mut spans {
-            let noise: String = (0..200).map(|_| format!("{:016x}", dice.next())).collect();
-            span.attributes.push(attribute("noise", &noise));
-        }
-        spans[7] = failed(spans[7].clone());
-        (id, request("full", spans))
-    };
     let mut sent = Vec::new();
     let refusal = loop {
-        let (id, request) = next();
+        let (id, request) = noisy(&mut dice);
         match sender.send(&request).await {
             Ok(()) => sent.push((id, request)),
             Err(refusal) => break refusal,
@@ -67,7 +71,7 @@ async fn a_full_disk_refuses_with_a_retry_and_loses_nothing() {
     })
     .await;
     for _ in 0..20 {
-        let (id, request) = next();
+        let (id, request) = noisy(&mut dice);
         match sender.send(&request).await {
             // A little room may be left for a moment.
             Ok(()) => sent.push((id, request)),
@@ -78,7 +82,49 @@ async fn a_full_disk_refuses_with_a_retry_and_loses_nothing() {
     assert_eq!(appliance.get("/healthz").0, 200);
 
     std::fs::remove_file(&filler).unwrap();
-    let (id, request) = next();
+    let (id, request) = noisy(&mut dice);
+    sender.send_until_taken(&request).await;
+    sent.push((id, request));
+    for restarted in [false, true] {
+        if restarted {
+            appliance.kill();
+            appliance = home.start().await;
+        }
+        let mut asker = Asker::connect(appliance.query()).await;
+        let counts = asker.at_rest(sent.len() as u64 * 20).await;
+        assert_eq!((counts.kept, counts.expired), (sent.len() as u64 * 20, 0), "{counts:?}");
+        for (id, sent) in &sent {
+            let (came, _) = asker.trace(*id).await.unwrap_or_else(|| panic!("{id} is missing"));
+            assert_same(std::slice::from_ref(sent), &came, true);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_journal_at_its_budget_takes_requests_again_once_the_archive_has_what_it_held() {
+    // The open archive segments need all of the journal until their age has them sealed.
+    let home = Home::new(json!({
+        "journal": { "segment_bytes": "1MiB", "retention": { "max_bytes": "6MiB" } },
+        "archive": { "open_age": "2s" },
+    }));
+    let mut appliance = home.start().await;
+    let mut sender = Sender::connect(appliance.grpc()).await;
+    let mut dice = Dice(19);
+    let mut sent = Vec::new();
+    let refusal = loop {
+        let (id, request) = noisy(&mut dice);
+        match sender.send(&request).await {
+            Ok(()) => sent.push((id, request)),
+            Err(refusal) => break refusal,
+        }
+        assert!(sent.len() < 2_000, "120 MB were taken, and 6 MiB are allowed");
+    };
+    assert_invites_retry(&refusal);
+    assert!(refusal.message().contains("journal.retention.max_bytes"), "{refusal:?}");
+    // Nothing is sent any more: no shard has anything to settle with which it could say what it needs.
+    eventually("the appliance is ready again", async || (appliance.get("/readyz").0 == 200).then_some(()))
+        .await;
+    let (id, request) = noisy(&mut dice);
     sender.send_until_taken(&request).await;
     sent.push((id, request));
     for restarted in [false, true] {

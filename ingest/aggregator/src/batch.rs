@@ -59,6 +59,14 @@ pub struct KeptTrace {
     pub spans: Vec<KeptSpan>,
 }
 
+impl KeptTrace {
+    /// How long its spans are together.
+    #[must_use]
+    pub fn span_bytes(&self) -> usize {
+        self.spans.iter().map(|span| span.location.range.length as usize).sum()
+    }
+}
+
 /// A trace that was decided against, or late spans of one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DroppedTrace {

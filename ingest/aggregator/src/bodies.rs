@@ -5,6 +5,7 @@
 //! early: the journal still has them.
 
 use std::collections::VecDeque;
+use std::mem;
 use std::sync::Arc;
 
 use ingest_otlp::Body as RequestBody;
@@ -32,6 +33,8 @@ pub(crate) struct Body {
     pub(crate) offset: Offset,
     pub(crate) tenant: u32,
     pub(crate) bytes: Option<Arc<RequestBody>>,
+    /// A trace that was kept has spans here, and holds the body until they are in the archive.
+    is_kept: bool,
     ranges: Ranges,
 }
 
@@ -52,6 +55,8 @@ pub(crate) struct Bodies {
     /// One past the newest record seen.
     consumed: Offset,
     resident_bytes: usize,
+    /// Bytes of bodies that were let go of here while kept traces hold them.
+    handed_on_bytes: usize,
     range_bytes: usize,
     /// Records before this index have given their bodies up already.
     evicted: usize,
@@ -65,6 +70,7 @@ impl Bodies {
             front: 0,
             consumed,
             resident_bytes: 0,
+            handed_on_bytes: 0,
             range_bytes: 0,
             evicted: 0,
         }
@@ -112,8 +118,21 @@ impl Bodies {
         let ranges = Ranges::new(undecided);
         self.range_bytes += ranges.heap_bytes();
         self.resident_bytes += resident(&body);
-        let entry = self.entries.insert(Body { offset, tenant, bytes: Some(body), ranges });
+        let entry = self.entries.insert(Body { offset, tenant, bytes: Some(body), is_kept: false, ranges });
         self.window.push_back(entry);
+    }
+
+    /// The undecided spans of `run` are kept: they go on to the archive, with the body they lie in.
+    pub(crate) fn keep(&mut self, run: Run) {
+        let index = self.index(run);
+        if let Some(&entry) = self.window.get(index).filter(|&&entry| entry != SETTLED) {
+            self.entries[entry].is_kept = true;
+        }
+    }
+
+    /// Bytes of bodies that were let go of since this was last asked, and that kept traces hold.
+    pub(crate) fn take_handed_on_bytes(&mut self) -> usize {
+        mem::take(&mut self.handed_on_bytes)
     }
 
     /// The spans of `run` are settled.
@@ -128,7 +147,7 @@ impl Bodies {
             return;
         }
         body.ranges = Ranges::default();
-        self.resident_bytes -= body.bytes.take().map_or(0, |body| resident(&body));
+        self.let_go(entry);
         self.entries.remove(entry);
         self.window[index] = SETTLED;
         self.drop_settled_front();
@@ -144,8 +163,7 @@ impl Bodies {
         while self.resident_bytes > bytes_max && self.evicted < self.window.len() {
             let entry = self.window[self.evicted];
             if entry != SETTLED {
-                let bytes = self.entries[entry].bytes.take();
-                self.resident_bytes -= bytes.map_or(0, |body| resident(&body));
+                self.let_go(entry);
             }
             self.evicted += 1;
         }
@@ -154,6 +172,15 @@ impl Bodies {
     /// Records with undecided spans, oldest first.
     pub(crate) fn undecided(&self) -> impl Iterator<Item = &Body> {
         self.window.iter().filter(|&&entry| entry != SETTLED).map(|&entry| &self.entries[entry])
+    }
+
+    fn let_go(&mut self, entry: u32) {
+        let Body { bytes, is_kept, .. } = &mut self.entries[entry];
+        let bytes = bytes.take().map_or(0, |body| resident(&body));
+        self.resident_bytes -= bytes;
+        if *is_kept {
+            self.handed_on_bytes += bytes;
+        }
     }
 
     fn drop_settled_front(&mut self) {

@@ -47,7 +47,7 @@ pub fn gather(
     let mut building: Vec<Building> = traces
         .iter()
         .map(|trace| Building {
-            builder: TraceBuilder::with_capacity(trace.spans.len(), span_bytes(trace)),
+            builder: TraceBuilder::with_capacity(trace.spans.len(), trace.span_bytes()),
             seen: if trace.late {
                 Seen::Identities(Numbers::new(archived(trace)))
             } else {
@@ -147,11 +147,6 @@ impl Numbers {
             Self::Many(seen) => seen.insert(number),
         }
     }
-}
-
-/// How long the spans of a trace are together.
-fn span_bytes(trace: &KeptTrace) -> usize {
-    trace.spans.iter().map(|span| span.location.range.length as usize).sum()
 }
 
 /// Vectors that every body uses again.

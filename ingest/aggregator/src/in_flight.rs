@@ -14,6 +14,9 @@ pub(crate) struct InFlight {
     traces: HashMap<ShardKey, Vec<Flying>>,
     /// The turn and key of each, in order.
     turns: VecDeque<(u64, ShardKey)>,
+    /// Of each turn, the bytes of bodies that nobody but kept traces holds; and of all.
+    bodies: VecDeque<(u64, usize)>,
+    body_bytes: usize,
 }
 
 #[derive(Debug)]
@@ -29,8 +32,24 @@ impl InFlight {
         self.turns.push_back((turn, key));
     }
 
+    /// Kept traces hold bodies of so many bytes from this turn on. Turns come in order.
+    pub(crate) fn hold(&mut self, turn: u64, body_bytes: usize) {
+        if body_bytes > 0 {
+            self.bodies.push_back((turn, body_bytes));
+            self.body_bytes += body_bytes;
+        }
+    }
+
+    /// Bytes of bodies that kept traces hold.
+    pub(crate) fn body_bytes(&self) -> usize {
+        self.body_bytes
+    }
+
     /// Forgets what turns up to `number` kept.
     pub(crate) fn forget(&mut self, number: u64) {
+        while let Some((_, bytes)) = self.bodies.pop_front_if(|(turn, _)| *turn <= number) {
+            self.body_bytes -= bytes;
+        }
         while let Some((_, key)) = self.turns.pop_front_if(|(turn, _)| *turn <= number) {
             let Some(flying) = self.traces.get_mut(&key) else { continue };
             flying.retain(|flying| flying.turn > number);

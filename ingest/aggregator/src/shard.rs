@@ -50,7 +50,8 @@ impl Default for Timing {
 pub struct Limits {
     /// Bytes of live traces and spans, bodies apart. At nine tenths the heaviest and oldest are decided early.
     pub live_bytes_max: usize,
-    /// Bytes of bodies kept in memory; older ones are read back from the journal.
+    /// Bytes of bodies kept in memory, those of kept traces on their way to the archive among them; older ones are read back
+    /// from the journal.
     pub body_bytes_max: usize,
     /// A trace with more spans than this is decided; later spans follow the decision.
     pub trace_spans_max: u32,
@@ -96,7 +97,7 @@ pub struct Gauges {
     pub live_spans: usize,
     /// Bytes of both.
     pub live_bytes: usize,
-    /// Bytes of bodies held for them.
+    /// Bytes of bodies held for them, and for kept traces on their way to the archive.
     pub body_bytes: usize,
 }
 
@@ -245,7 +246,8 @@ impl Shard {
         }
         self.coming = coming;
         self.bodies[usize::from(partition.0)].push(offset, tenant, body, undecided.ranges);
-        self.bodies[usize::from(partition.0)].evict_to(self.config.limits.body_bytes_max);
+        let room = self.config.limits.body_bytes_max.saturating_sub(self.in_flight.body_bytes());
+        self.bodies[usize::from(partition.0)].evict_to(room);
         let bodies = &self.bodies;
         if self.filter.as_ref().is_some_and(|filter| filter.is_done(|index| bodies[index].consumed())) {
             self.filter = None;
@@ -283,6 +285,8 @@ impl Shard {
         for (key, kept) in self.turn.kept.drain(..).zip(&turn.kept) {
             self.in_flight.insert(turn.number, key, Arc::clone(kept));
         }
+        let handed_on = self.bodies.iter_mut().map(Bodies::take_handed_on_bytes).sum();
+        self.in_flight.hold(turn.number, handed_on);
         turn.frontier = self.bodies.iter().map(Bodies::consumed).collect();
         turn.watermark = self.bodies.iter().map(Bodies::watermark).collect();
         turn.settled = self.turn.tally.take(&self.tenants);
@@ -297,11 +301,12 @@ impl Shard {
     /// How full the shard is.
     #[must_use]
     pub fn gauges(&self) -> Gauges {
+        let resident = self.bodies.iter().map(Bodies::resident_bytes);
         Gauges {
             live_traces: self.table.trace_count(),
             live_spans: self.table.span_count(),
             live_bytes: self.live_bytes(),
-            body_bytes: self.bodies.iter().map(Bodies::resident_bytes).sum(),
+            body_bytes: self.in_flight.body_bytes() + resident.sum::<usize>(),
         }
     }
 
@@ -309,6 +314,13 @@ impl Shard {
     #[must_use]
     pub fn is_full(&self) -> bool {
         self.live_bytes() >= self.config.limits.live_bytes_max
+    }
+
+    /// Whether kept traces that are not in the archive yet hold half of what there is for bodies: nothing more should be taken
+    /// until some of it is. The other half is for what is undecided, so that the sum holds.
+    #[must_use]
+    pub fn is_ahead(&self) -> bool {
+        self.in_flight.body_bytes() > self.config.limits.body_bytes_max / 2
     }
 
     /// The spans of a trace that are not in the archive yet.
@@ -494,6 +506,9 @@ impl Shard {
         self.remembered.keep(trace.key, trace.hash, KeptMemory { reason, threshold, trace_start });
         self.turn.kept.push(trace.key);
         let spans = self.kept_spans(slot);
+        for run in self.table.runs(slot) {
+            self.bodies[usize::from(run.partition.0)].keep(run);
+        }
         turn.kept.push(Arc::new(KeptTrace {
             tenant: self.tenants[trace.key.0 as usize].clone(),
             trace_id: trace.key.1,

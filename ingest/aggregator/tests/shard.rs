@@ -185,6 +185,31 @@ fn spans_are_found_until_the_archive_has_them() {
 }
 
 #[test]
+fn bodies_of_kept_traces_count_until_the_archive_has_them() {
+    let limits = Limits { body_bytes_max: 1_000, ..Limits::default() };
+    let mut shard = Shard::new(ShardConfig { limits, ..config() });
+    let held = |shard: &Shard| (shard.gauges().body_bytes, shard.is_ahead());
+    for record in 0..6 {
+        let spans = [0x10 + record, 0xA0 + record].map(|trace| span(trace, 1, SpanFlags::ROOT));
+        shard.take(batch(record.into(), spans.into()), Monotonic(0));
+    }
+    assert_eq!(held(&shard), (600, false));
+    let turn = turn_at(&mut shard, 3);
+    assert_eq!((turn.kept.len(), turn.dropped().count()), (6, 6));
+    assert_eq!(held(&shard), (600, true));
+    // What is undecided has what the others leave, and nothing holds the bodies of traces that are dropped.
+    for record in 6..12 {
+        shard
+            .take(batch(record.into(), vec![span(0x10 + record, 1, SpanFlags::ROOT)]), Monotonic(3 * SECOND));
+    }
+    assert_eq!(held(&shard), (1_000, true));
+    assert_eq!(turn_at(&mut shard, 6).dropped().count(), 6);
+    assert_eq!(held(&shard), (600, true));
+    shard.forget_archived(turn.number);
+    assert_eq!(held(&shard), (0, false));
+}
+
+#[test]
 fn kept_spans_are_named_by_record_and_range_in_order_of_arrival() {
     let mut shard = Shard::new(config());
     // A hundred traces come two spans in a row, in two records; nearly all of them are let go before the others.

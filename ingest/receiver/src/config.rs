@@ -55,6 +55,9 @@ pub struct ReceiverConfig {
     /// Budget for bodies being received or waiting for their answer, both forms of a compressed body and what is known of its
     /// spans included, of all cores together. At least twice `request_bytes_max`.
     pub inflight_bytes_max: usize,
+    /// Free memory that all threads together keep for bodies to come, in bytes. As much as comes back between two rounds of
+    /// decisions is missed at full speed; it swings by a few hundred megabytes.
+    pub pool_bytes: usize,
     /// How many receiving threads, each with its own listeners.
     pub cores: usize,
     /// Open connections of all cores and protocols; more are closed as they come.
@@ -93,6 +96,7 @@ impl Default for ReceiverConfig {
             jaeger_http_tls: None,
             request_bytes_max: 64 << 20,
             inflight_bytes_max: 256 << 20,
+            pool_bytes: 128 << 20,
             // Obeys the affinity mask, so `taskset` and cpusets are honoured.
             cores: thread::available_parallelism().map_or(1, usize::from),
             max_connections: 10_000,
@@ -125,11 +129,10 @@ impl ReceiverConfig {
         }
     }
 
-    /// Free memory that a thread keeps for bodies to come, in bytes. As much as comes back between two rounds of decisions
-    /// is missed at full speed; it swings by a few hundred megabytes.
+    /// What a thread keeps of [`Self::pool_bytes`].
     #[must_use]
     pub fn pooled_bytes(&self) -> usize {
-        self.inflight_bytes_max / 2 / self.cores.max(1)
+        self.pool_bytes / self.cores.max(1)
     }
 
     /// Whether the numbers fit together.
