@@ -96,10 +96,8 @@ impl ArchiverThread {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => is_last = true,
             }
-            let mut bytes: usize = turns.iter().map(kept_bytes).sum();
-            while turns.len() < TURNS_PER_ROUND && bytes < GATHERED_BYTES_MAX {
+            while turns.len() < TURNS_PER_ROUND && kept_bytes(&turns) < GATHERED_BYTES_MAX {
                 let Ok(turn) = self.turns.try_recv() else { break };
-                bytes += kept_bytes(&turn);
                 turns.push(turn);
             }
             self.settle(turns, &mut uncommitted);
@@ -125,6 +123,7 @@ impl ArchiverThread {
         let Some(last_turn) = turns.last().map(|turn| turn.number) else { return };
         let mut portions = Portions {
             kept: turns.iter().flat_map(|turn| turn.kept.iter().cloned()).collect(),
+            fit_together: kept_bytes(&turns) <= GATHERED_BYTES_MAX,
             begun: 0,
             gathered: VecDeque::new(),
         };
@@ -340,6 +339,8 @@ struct Outcome {
 /// The kept traces of one round, gathered as they are asked for.
 struct Portions {
     kept: Vec<Arc<KeptTrace>>,
+    /// All of them in one portion.
+    fit_together: bool,
     /// How many of them were gathered.
     begun: usize,
     /// Those that nobody has asked for yet.
@@ -362,8 +363,9 @@ impl Portions {
                 bytes += trace.span_bytes();
                 is_begun
             };
-            let portion = &rest[..rest.iter().take_while(fits).count()];
-            self.begun += portion.len();
+            let count = if self.fit_together { rest.len() } else { rest.iter().take_while(fits).count() };
+            let portion = &rest[..count];
+            self.begun += count;
             let mut archived = |trace: &KeptTrace| archived_spans(archive, trace);
             self.gathered = gather(portion, bodies, &mut archived).into();
         }
@@ -371,9 +373,9 @@ impl Portions {
     }
 }
 
-/// Bytes of the spans that a turn keeps.
-fn kept_bytes(turn: &Turn) -> usize {
-    turn.kept.iter().map(|trace| trace.span_bytes()).sum()
+/// Bytes of the spans that these turns keep.
+fn kept_bytes(turns: &[Turn]) -> usize {
+    turns.iter().map(|turn| turn.kept_bytes).sum()
 }
 
 fn kept_decision(trace: &KeptTrace, spans: Vec<store_model::SpanLocation>) -> KeptDecision {

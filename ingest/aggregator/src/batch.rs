@@ -100,6 +100,8 @@ pub struct Turn {
     pub at: UnixNanos,
     /// Kept traces, shared with the shard until they are in the archive.
     pub kept: Vec<Arc<KeptTrace>>,
+    /// Bytes of their spans.
+    pub kept_bytes: usize,
     /// The others, by tenant.
     pub settled: Vec<Settled>,
     /// Per partition: records below were consumed.

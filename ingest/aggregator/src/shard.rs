@@ -509,7 +509,7 @@ impl Shard {
         for run in self.table.runs(slot) {
             self.bodies[usize::from(run.partition.0)].keep(run);
         }
-        turn.kept.push(Arc::new(KeptTrace {
+        let kept = KeptTrace {
             tenant: self.tenants[trace.key.0 as usize].clone(),
             trace_id: trace.key.1,
             trace_start,
@@ -520,7 +520,9 @@ impl Shard {
             complete: trace.root.is_some(),
             late: trace.inherited.is_some(),
             spans,
-        }));
+        };
+        turn.kept_bytes += kept.span_bytes();
+        turn.kept.push(Arc::new(kept));
     }
 
     fn let_go(&mut self, trace: &LiveTrace, shed: bool) {

@@ -196,6 +196,9 @@ fn bodies_of_kept_traces_count_until_the_archive_has_them() {
     assert_eq!(held(&shard), (600, false));
     let turn = turn_at(&mut shard, 3);
     assert_eq!((turn.kept.len(), turn.dropped().count()), (6, 6));
+    let span_bytes: usize = turn.kept.iter().map(|trace| trace.span_bytes()).sum();
+    assert_eq!(turn.kept_bytes, span_bytes);
+    assert!(span_bytes > 0);
     assert_eq!(held(&shard), (600, true));
     // What is undecided has what the others leave, and nothing holds the bodies of traces that are dropped.
     for record in 6..12 {
