@@ -42,6 +42,7 @@ mod rpc;
 mod session;
 mod shared;
 mod slab;
+mod slice;
 mod threads;
 pub mod tls;
 pub mod uring;

@@ -16,6 +16,7 @@ use crate::lane::Wake as _;
 use crate::listen::{self, Listeners};
 use crate::metrics::ReceiverMetrics;
 use crate::shared::Shared;
+use crate::slice;
 
 /// Whether to stop, and how long that may take. Whoever asks wakes the inboxes, so nobody polls it.
 #[derive(Debug)]
@@ -99,6 +100,7 @@ fn spawn<W: Work>(post: Post) -> io::Result<JoinHandle<()>> {
     let (ready, started) = mpsc::sync_channel(1);
     let thread = thread::Builder::new().name(format!("receive-{core}")).spawn(move || {
         listen::pin(&post.shared.config.cpus, core);
+        slice::shorten();
         match W::begin(post) {
             Ok(work) => {
                 drop(ready.send(Ok(())));
