@@ -7,7 +7,7 @@ use ingest_otlp::messages::ExportTraceServiceRequest;
 use serde_json::json;
 use store_model::TraceId;
 
-use crate::appliance::{Home, eventually};
+use crate::appliance::{Appliance, Home, eventually};
 use crate::asker::Asker;
 use crate::sender::{Sender, assert_invites_retry};
 use crate::spans::{Dice, assert_same, attribute, failed, request, trace};
@@ -40,6 +40,27 @@ fn noisy(dice: &mut Dice) -> (TraceId, ExportTraceServiceRequest) {
     }
     spans[7] = failed(spans[7].clone());
     (id, request("full", spans))
+}
+
+/// Every trace of [`noisy`] that was taken is there as it was sent, also after a `kill -9`.
+async fn assert_all_kept(
+    home: &Home,
+    mut appliance: Appliance,
+    sent: &[(TraceId, ExportTraceServiceRequest)],
+) {
+    for restarted in [false, true] {
+        if restarted {
+            appliance.kill();
+            appliance = home.start().await;
+        }
+        let mut asker = Asker::connect(appliance.query()).await;
+        let counts = asker.at_rest(sent.len() as u64 * 20).await;
+        assert_eq!((counts.kept, counts.expired), (sent.len() as u64 * 20, 0), "{counts:?}");
+        for (id, sent) in sent {
+            let (came, _) = asker.trace(*id).await.unwrap_or_else(|| panic!("{id} is missing"));
+            assert_same(std::slice::from_ref(sent), &came, true);
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -85,19 +106,7 @@ async fn a_full_disk_refuses_with_a_retry_and_loses_nothing() {
     let (id, request) = noisy(&mut dice);
     sender.send_until_taken(&request).await;
     sent.push((id, request));
-    for restarted in [false, true] {
-        if restarted {
-            appliance.kill();
-            appliance = home.start().await;
-        }
-        let mut asker = Asker::connect(appliance.query()).await;
-        let counts = asker.at_rest(sent.len() as u64 * 20).await;
-        assert_eq!((counts.kept, counts.expired), (sent.len() as u64 * 20, 0), "{counts:?}");
-        for (id, sent) in &sent {
-            let (came, _) = asker.trace(*id).await.unwrap_or_else(|| panic!("{id} is missing"));
-            assert_same(std::slice::from_ref(sent), &came, true);
-        }
-    }
+    assert_all_kept(&home, appliance, &sent).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -107,7 +116,7 @@ async fn a_journal_at_its_budget_takes_requests_again_once_the_archive_has_what_
         "journal": { "segment_bytes": "1MiB", "retention": { "max_bytes": "6MiB" } },
         "archive": { "open_age": "2s" },
     }));
-    let mut appliance = home.start().await;
+    let appliance = home.start().await;
     let mut sender = Sender::connect(appliance.grpc()).await;
     let mut dice = Dice(19);
     let mut sent = Vec::new();
@@ -127,17 +136,5 @@ async fn a_journal_at_its_budget_takes_requests_again_once_the_archive_has_what_
     let (id, request) = noisy(&mut dice);
     sender.send_until_taken(&request).await;
     sent.push((id, request));
-    for restarted in [false, true] {
-        if restarted {
-            appliance.kill();
-            appliance = home.start().await;
-        }
-        let mut asker = Asker::connect(appliance.query()).await;
-        let counts = asker.at_rest(sent.len() as u64 * 20).await;
-        assert_eq!((counts.kept, counts.expired), (sent.len() as u64 * 20, 0), "{counts:?}");
-        for (id, sent) in &sent {
-            let (came, _) = asker.trace(*id).await.unwrap_or_else(|| panic!("{id} is missing"));
-            assert_same(std::slice::from_ref(sent), &came, true);
-        }
-    }
+    assert_all_kept(&home, appliance, &sent).await;
 }
