@@ -9,6 +9,9 @@ use http::{HeaderMap, StatusCode};
 use crate::error::Error;
 use crate::wire::{Fields, Value, each_message};
 
+/// An export answer is a few dozen bytes; an error page may be more.
+pub(crate) const ANSWER_BYTES_MAX: usize = 1 << 20;
+
 /// Hints beyond this are not believed.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
 

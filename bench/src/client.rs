@@ -18,7 +18,7 @@ use crate::http2::{Head, Http2, PIECES_MAX};
 /// Hundreds of answers; a frame is never larger than 16 KiB and its header.
 const READ_BYTES: usize = 64 << 10;
 
-/// Sends requests over one connection, which ends when the last of these is gone and nobody waits for an answer.
+/// Sends requests over one connection, which ends with it.
 pub(crate) struct Client {
     link: Rc<Link>,
 }
@@ -58,9 +58,8 @@ impl Client {
     /// # Errors
     /// When the connection or the stream ends before the answer is whole, or the answer is none.
     pub(crate) async fn export(&self, body: Bytes) -> Result<Answer, Error> {
-        let link = Rc::clone(&self.link);
-        let call = link.http2.borrow_mut().call(body);
-        link.wake();
+        let call = self.link.http2.borrow_mut().call(body);
+        self.link.wake();
         call.answer().await
     }
 }

@@ -20,12 +20,9 @@ use ingest_receiver::http2::frame::{
 };
 use ingest_receiver::http2::{ErrorCode, hpack};
 
-use crate::answer::{self, Answer};
+use crate::answer::{self, ANSWER_BYTES_MAX, Answer};
 use crate::error::Error;
 use crate::wire::put_varint;
-
-/// An export answer is a few dozen bytes; an error page may be more.
-const ANSWER_BYTES_MAX: usize = 1 << 20;
 
 /// A head of several frames beyond this is no answer to an export.
 const HEAD_BYTES_MAX: usize = 64 << 10;

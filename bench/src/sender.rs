@@ -1,7 +1,7 @@
 //! Connections that carry export requests: gRPC on [`crate::client`], HTTP/1.1 on hyper, either with TLS. Reconnects, never
 //! retries.
 //!
-//! The body is handed over as one `Bytes` and never copied on this side; everything else of a request is constant.
+//! The body is handed over as one `Bytes`; everything else of a request is constant.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -17,7 +17,7 @@ use tokio::net::TcpStream;
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 
-use crate::answer::{self, Answer};
+use crate::answer::{self, ANSWER_BYTES_MAX, Answer};
 use crate::client::Client;
 use crate::error::Error;
 use crate::http2::Head;
@@ -29,9 +29,6 @@ const EXPORT: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Expor
 
 /// A connection that is not there by then will not come.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// An export answer is a few dozen bytes; an error page may be more.
-const ANSWER_BYTES_MAX: usize = 1 << 20;
 
 /// How requests travel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]

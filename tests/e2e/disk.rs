@@ -6,6 +6,7 @@ use std::process::Command;
 use ingest_otlp::messages::ExportTraceServiceRequest;
 use serde_json::json;
 use store_model::TraceId;
+use tonic::Status;
 
 use crate::appliance::{Appliance, Home, eventually};
 use crate::asker::Asker;
@@ -30,8 +31,11 @@ impl Drop for SmallDisk<'_> {
     }
 }
 
+/// A trace, and the request that carried it.
+type Sent = (TraceId, ExportTraceServiceRequest);
+
 /// A trace of twenty spans that is kept, in 70 KiB that no compression makes much smaller.
-fn noisy(dice: &mut Dice) -> (TraceId, ExportTraceServiceRequest) {
+fn noisy(dice: &mut Dice) -> Sent {
     let id = dice.trace_id();
     let mut spans = trace(id, 20);
     for span in &mut spans {
@@ -42,12 +46,21 @@ fn noisy(dice: &mut Dice) -> (TraceId, ExportTraceServiceRequest) {
     (id, request("full", spans))
 }
 
+/// Traces that were taken, and why the next one was not. There is `room` for fewer than 120 MB.
+async fn send_until_refused(sender: &mut Sender, dice: &mut Dice, room: &str) -> (Vec<Sent>, Status) {
+    let mut sent = Vec::new();
+    loop {
+        let (id, request) = noisy(dice);
+        match sender.send(&request).await {
+            Ok(()) => sent.push((id, request)),
+            Err(refusal) => return (sent, refusal),
+        }
+        assert!(sent.len() < 2_000, "120 MB were taken, and there is room for {room}");
+    }
+}
+
 /// Every trace of [`noisy`] that was taken is there as it was sent, also after a `kill -9`.
-async fn assert_all_kept(
-    home: &Home,
-    mut appliance: Appliance,
-    sent: &[(TraceId, ExportTraceServiceRequest)],
-) {
+async fn assert_all_kept(home: &Home, mut appliance: Appliance, sent: &[Sent]) {
     for restarted in [false, true] {
         if restarted {
             appliance.kill();
@@ -76,15 +89,7 @@ async fn a_full_disk_refuses_with_a_retry_and_loses_nothing() {
     let mut appliance = home.start().await;
     let mut sender = Sender::connect(appliance.grpc()).await;
     let mut dice = Dice(18);
-    let mut sent = Vec::new();
-    let refusal = loop {
-        let (id, request) = noisy(&mut dice);
-        match sender.send(&request).await {
-            Ok(()) => sent.push((id, request)),
-            Err(refusal) => break refusal,
-        }
-        assert!(sent.len() < 2_000, "96 MiB hold more than 120 MB");
-    };
+    let (mut sent, refusal) = send_until_refused(&mut sender, &mut dice, "96 MiB").await;
     assert_invites_retry(&refusal);
     assert!(sent.len() > 10, "only {} requests fitted", sent.len());
     eventually("the appliance says that it is not ready", async || {
@@ -119,15 +124,7 @@ async fn a_journal_at_its_budget_takes_requests_again_once_the_archive_has_what_
     let appliance = home.start().await;
     let mut sender = Sender::connect(appliance.grpc()).await;
     let mut dice = Dice(19);
-    let mut sent = Vec::new();
-    let refusal = loop {
-        let (id, request) = noisy(&mut dice);
-        match sender.send(&request).await {
-            Ok(()) => sent.push((id, request)),
-            Err(refusal) => break refusal,
-        }
-        assert!(sent.len() < 2_000, "120 MB were taken, and 6 MiB are allowed");
-    };
+    let (mut sent, refusal) = send_until_refused(&mut sender, &mut dice, "6 MiB").await;
     assert_invites_retry(&refusal);
     assert!(refusal.message().contains("journal.retention.max_bytes"), "{refusal:?}");
     // Nothing is sent any more: no shard has anything to settle with which it could say what it needs.
