@@ -3,13 +3,15 @@
 //! Both live in two generations; a full young generation becomes the old one and the old one is forgotten. What is
 //! looked up is moved up, so that traces that still receive spans stay.
 //!
-//! Nearly every question comes from a trace that nobody has seen before. Fingerprints answer it from a cache line that was
-//! asked for ahead; the exact map of kept traces is only opened when they say so.
+//! Nearly every question comes from a trace that nobody has seen before. It is answered from a cache line that was asked for
+//! ahead; what is known of a kept trace is only opened when that line names it.
+//!
+//! A generation begins small. To clear the tables of the one before would stop the shard for as long as that takes.
 
-use hashbrown::HashMap;
 use store_model::{Reason, Threshold, TraceId, UnixNanos};
 
-use crate::cells::Cells;
+use crate::cells::{Cells, low_half, slot_cell, slot_of};
+use crate::slab::Slab;
 
 /// What late spans of a kept trace need to know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,36 +38,43 @@ pub(crate) struct Remembered {
 
 #[derive(Debug)]
 struct Kept {
-    prints: Cells,
-    memories: HashMap<ShardKey, KeptMemory>,
+    index: Cells,
+    memories: Slab<(ShardKey, KeptMemory)>,
 }
 
 impl Kept {
     fn new() -> Self {
-        Self { prints: Cells::new(), memories: HashMap::new() }
+        Self { index: Cells::new(), memories: Slab::new() }
+    }
+
+    fn len(&self) -> usize {
+        self.memories.len()
     }
 
     fn insert(&mut self, key: ShardKey, hash: u64, memory: KeptMemory) {
-        if self.memories.insert(key, memory).is_none() {
-            self.prints.insert(print(hash));
+        if let Some(slot) = self.find(key, hash) {
+            self.memories[slot].1 = memory;
+            return;
         }
+        let slot = self.memories.insert((key, memory));
+        self.index.insert(slot_cell(hash, slot));
     }
 
     fn get(&self, key: ShardKey, hash: u64) -> Option<KeptMemory> {
-        self.prints.find(hash, |other| other == print(hash))?;
-        self.memories.get(&key).copied()
+        self.find(key, hash).map(|slot| self.memories[slot].1)
     }
 
     fn remove(&mut self, key: ShardKey, hash: u64) -> Option<KeptMemory> {
-        self.prints.find(hash, |other| other == print(hash))?;
-        let memory = self.memories.remove(&key)?;
-        self.prints.remove(print(hash));
+        let slot = self.find(key, hash)?;
+        let (_, memory) = self.memories[slot];
+        self.index.remove(slot_cell(hash, slot));
+        self.memories.remove(slot);
         Some(memory)
     }
 
-    fn clear(&mut self) {
-        self.prints.clear();
-        self.memories.clear();
+    fn find(&self, key: ShardKey, hash: u64) -> Option<u32> {
+        let is_it = |cell| low_half(cell) == low_half(hash) && self.memories[slot_of(cell)].0 == key;
+        self.index.find(hash, is_it).map(slot_of)
     }
 }
 
@@ -86,7 +95,7 @@ impl Remembered {
 
     /// Asks for the lines in which the answers for a key would be found.
     pub(crate) fn prefetch(&self, hash: u64) {
-        self.kept.iter().for_each(|kept| kept.prints.prefetch(hash));
+        self.kept.iter().for_each(|kept| kept.index.prefetch(hash));
         self.dropped.iter().for_each(|dropped| dropped.prefetch(hash));
     }
 
@@ -96,9 +105,9 @@ impl Remembered {
     }
 
     pub(crate) fn keep(&mut self, key: ShardKey, hash: u64, memory: KeptMemory) {
-        if self.kept[0].memories.len() >= self.kept_max {
+        if self.kept[0].len() >= self.kept_max {
             self.kept.swap(0, 1);
-            self.kept[0].clear();
+            self.kept[0] = Kept::new();
         }
         self.kept[0].insert(key, hash, memory);
     }
@@ -106,7 +115,7 @@ impl Remembered {
     pub(crate) fn drop(&mut self, hash: u64) {
         if self.dropped[0].len() >= self.dropped_max {
             self.dropped.swap(0, 1);
-            self.dropped[0].clear();
+            self.dropped[0] = Cells::new();
         }
         if !contains(&self.dropped[0], hash) {
             self.dropped[0].insert(print(hash));

@@ -11,7 +11,7 @@ use ingest_sampler::{Root, TraceFacts};
 use store_model::{Monotonic, PartitionId, Randomness, SpanFlags, SpanRun, Symbol, TraceId, UnixNanos};
 
 use crate::bodies::Run;
-use crate::cells::Cells;
+use crate::cells::{Cells, low_half, slot_cell, slot_of};
 use crate::prefetch::prefetch;
 use crate::remembered::{KeptMemory, ShardKey};
 use crate::slab::Slab;
@@ -245,7 +245,7 @@ impl Table {
         if let Some(memory) = inherited {
             self.inherited.insert(slot, memory);
         }
-        self.index.insert(cell(hash, slot));
+        self.index.insert(slot_cell(hash, slot));
         slot
     }
 
@@ -307,7 +307,7 @@ impl Table {
         if hot.is_inherited {
             self.inherited.remove(&slot);
         }
-        self.index.remove(cell(cold.hash, slot));
+        self.index.remove(slot_cell(cold.hash, slot));
         let mut link = cold.first;
         // A new trace in this slot starts without.
         cold.first.next = END;
@@ -325,16 +325,4 @@ impl Table {
     pub(crate) fn slots(&self) -> impl Iterator<Item = u32> + '_ {
         self.index.iter().map(slot_of)
     }
-}
-
-fn cell(hash: u64, slot: u32) -> u64 {
-    (u64::from(slot) + 1) << 32 | u64::from(low_half(hash))
-}
-
-fn slot_of(cell: u64) -> u32 {
-    u32::try_from((cell >> 32) - 1).unwrap_or(u32::MAX)
-}
-
-fn low_half(hash: u64) -> u32 {
-    u32::try_from(hash & u64::from(u32::MAX)).unwrap_or(0)
 }
