@@ -17,6 +17,11 @@ pub(crate) const GRPC_PREFIX_BYTES: usize = 5;
 /// length alone takes no memory from others. Just what a size of the pool has.
 const FIRST_RESERVE_BYTES_MAX: usize = (256 << 10) - pool::ALIGNMENT;
 
+/// Received bytes are copied in pieces of this size. For longer ones the C library takes a string instruction, which was
+/// measured at half as much again (EPYC, glibc 2.36) where source and destination are not aligned alike, and with nine bytes
+/// of frame header between pieces they never are.
+const COPY_BYTES: usize = 512;
+
 /// A body being received.
 #[derive(Debug)]
 pub(crate) struct Buffer {
@@ -51,7 +56,7 @@ impl Buffer {
         if needed > self.bytes.capacity() - self.start {
             self.grow(needed)?;
         }
-        self.bytes.extend_from_slice(piece);
+        piece.chunks(COPY_BYTES).for_each(|few| self.bytes.extend_from_slice(few));
         Ok(())
     }
 
