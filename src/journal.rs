@@ -357,13 +357,17 @@ impl Lane for Journal {
             self.entrance.refuse(&request.tenant, spans);
             return done.send(outcome);
         }
-        let Received { tenant, arrived_at, encoding, stored, body, containers, spans, refused } = request;
+        let Received { tenant, arrived_at, encoding, compressed, body, containers, spans, refused } = request;
         let span_count = u32::try_from(spans.len()).unwrap_or(u32::MAX);
+        let (stored, plain) = match compressed {
+            Some(compressed) => (compressed, Some(body)),
+            None => (body, None),
+        };
         let record =
             BodyRecord { tenant: tenant.clone(), arrived_at, encoding, span_count, refused, body: stored };
         record.encode_head_into(&mut self.head);
         self.stage.push(&self.head, &record.body);
-        let body = Arc::new(Body { bytes: body, containers });
+        let body = Arc::new(Body { bytes: plain.unwrap_or(record.body), containers });
         self.group.records.push((tenant, body, refused, spans));
         if self.options.answer_at_once {
             done.send(Outcome::Stored);
@@ -530,7 +534,7 @@ mod tests {
                 tenant: Tenant::default(),
                 arrived_at: UnixNanos(5),
                 encoding: Encoding::Identity,
-                stored: body.clone(),
+                compressed: None,
                 body,
                 containers: Containers::default(),
                 spans: SpanRuns::default(),

@@ -27,7 +27,7 @@ struct Drain {
 impl Drain {
     fn submit(&self, request: Received, done: Done) {
         self.dropped.requests.fetch_add(1, Ordering::Relaxed);
-        self.dropped.bytes.fetch_add(request.stored.len() as u64, Ordering::Relaxed);
+        self.dropped.bytes.fetch_add(request.stored().len() as u64, Ordering::Relaxed);
         self.dropped.spans.fetch_add(request.spans.len() as u64, Ordering::Relaxed);
         drop(request);
         done.send(Outcome::Stored);

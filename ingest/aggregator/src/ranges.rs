@@ -12,6 +12,9 @@ const WORD_SPANS: usize = u64::BITS as usize;
 /// Ranges are let go when fewer than one in this many is still undecided.
 const HELD_PER_UNDECIDED_MAX: usize = 4;
 
+/// Room for this many more ranges is kept: to give it back is an allocation and a copy.
+const SPARE_MAX: usize = 32;
+
 /// 64 spans in a row.
 #[derive(Clone, Copy, Debug, Default)]
 struct Word {
@@ -23,7 +26,7 @@ struct Word {
 /// Spans are numbered as they were given to [`Ranges::new`], however many of them are held.
 #[derive(Debug, Default)]
 pub(crate) struct Ranges {
-    ranges: Box<[BodyRange]>,
+    ranges: Vec<BodyRange>,
     /// None for a record of few spans, whose ranges are all held until the last is settled: they weigh no more than the bits
     /// and the look at them.
     words: Box<[Word]>,
@@ -31,7 +34,10 @@ pub(crate) struct Ranges {
 }
 
 impl Ranges {
-    pub(crate) fn new(ranges: Vec<BodyRange>) -> Self {
+    pub(crate) fn new(mut ranges: Vec<BodyRange>) -> Self {
+        if ranges.capacity() - ranges.len() > SPARE_MAX {
+            ranges.shrink_to_fit();
+        }
         let undecided = u32::try_from(ranges.len()).unwrap_or(u32::MAX);
         let words = if ranges.len() <= WORD_SPANS { 0 } else { ranges.len().div_ceil(WORD_SPANS) };
         let mut words = vec![Word { held: u64::MAX, undecided: u64::MAX }; words];
@@ -39,7 +45,7 @@ impl Ranges {
             let beyond = ranges.len().next_multiple_of(WORD_SPANS) - ranges.len();
             *last = Word { held: u64::MAX >> beyond, undecided: u64::MAX >> beyond };
         }
-        Self { ranges: ranges.into_boxed_slice(), words: words.into_boxed_slice(), undecided }
+        Self { ranges, words: words.into_boxed_slice(), undecided }
     }
 
     /// How many spans are undecided.
@@ -48,7 +54,7 @@ impl Ranges {
     }
 
     pub(crate) fn heap_bytes(&self) -> usize {
-        size_of_val(&*self.ranges) + size_of_val(&*self.words)
+        self.ranges.capacity() * size_of::<BodyRange>() + size_of_val(&*self.words)
     }
 
     /// The ranges of `count` undecided spans from `first` on.
@@ -97,7 +103,7 @@ impl Ranges {
             }
             word.held = word.undecided;
         }
-        self.ranges = left.into_boxed_slice();
+        self.ranges = left;
     }
 }
 

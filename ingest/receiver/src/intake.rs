@@ -23,12 +23,12 @@ pub struct Received {
     pub tenant: Tenant,
     /// When its last byte had arrived.
     pub arrived_at: UnixNanos,
-    /// How `stored` is compressed.
+    /// How [`Self::stored`] is compressed.
     pub encoding: Encoding,
-    /// The body as received, still compressed. What is not OTLP's protobuf on the wire (JSON, Zipkin, Jaeger)
-    /// is it here, with [`Encoding::Identity`].
-    pub stored: Bytes,
-    /// The body decompressed: what the ranges of `spans` point into.
+    /// The body as received, if it was compressed.
+    pub compressed: Option<Bytes>,
+    /// The body decompressed: what the ranges of `spans` point into. What is not OTLP's protobuf on the wire (JSON, Zipkin,
+    /// Jaeger) is it here, and counts as not compressed.
     pub body: Bytes,
     /// What stands around the spans of `body`.
     pub containers: Containers,
@@ -36,6 +36,14 @@ pub struct Received {
     pub spans: SpanRuns,
     /// How many spans of the body are not taken, since their ids are not ids. They count as arrived and refused.
     pub refused: u32,
+}
+
+impl Received {
+    /// What the journal keeps: the body as received.
+    #[must_use]
+    pub fn stored(&self) -> &Bytes {
+        self.compressed.as_ref().unwrap_or(&self.body)
+    }
 }
 
 /// What became of a request. Everything but `Stored` tells the sender to try again later.

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 
 /// Smaller pieces of memory are the allocator's: it is good at those.
 const POOLED_BYTES_MIN: usize = 16 << 10;
@@ -105,7 +105,11 @@ impl Pool {
     pub(crate) fn share(&self, bytes: Vec<u8>, start: usize) -> Bytes {
         match class_of_memory(&bytes) {
             Some(class) => Bytes::from_owner(Lent { bytes, start, class, home: Arc::clone(&self.home) }),
-            None => Bytes::from(bytes).slice(start..),
+            None => {
+                let mut body = Bytes::from(bytes);
+                body.advance(start);
+                body
+            }
         }
     }
 }

@@ -316,18 +316,23 @@ pub(crate) fn open(
     now: UnixNanos,
 ) -> Result<Opened, Refusal> {
     let Head { tenant, encoding, content, declared: _ } = head;
-    let plain = decompressed(encoding, &stored, bytes_max, permit, pool)?;
+    let (compressed, plain) = match encoding {
+        Encoding::Identity => (None, stored),
+        _ => {
+            let plain = decompressed(encoding, &stored, bytes_max, permit, pool)?;
+            (Some(stored), plain)
+        }
+    };
     let transcoded = match content {
         Content::Otlp(Form::Protobuf) => None,
         Content::Otlp(Form::Json) => Some(json_to_protobuf(&plain).map_err(|error| malformed(&error))?),
         Content::Foreign(dialect) => Some(to_otlp(dialect, &plain, bytes_max, permit)?),
     };
-    let (encoding, stored, body) = match transcoded {
-        None => (encoding, stored, plain),
+    let (encoding, compressed, body) = match transcoded {
+        None => (encoding, compressed, plain),
         Some(body) => {
-            let body = Bytes::from(body);
             permit.grow(body.len())?;
-            (Encoding::Identity, body.clone(), body)
+            (Encoding::Identity, None, Bytes::from(body))
         }
     };
     let first = (body.len() / SPAN_BYTES_LIKELY + 4).min(SPANS_FIRST_MAX);
@@ -341,7 +346,8 @@ pub(crate) fn open(
         return Err(refusal.with_spans(u64::from(walked.accepted) + u64::from(refused)));
     }
     let spans = spans.spans;
-    let received = Received { tenant, arrived_at: now, encoding, stored, body, containers, spans, refused };
+    let received =
+        Received { tenant, arrived_at: now, encoding, compressed, body, containers, spans, refused };
     Ok(Opened { received, because })
 }
 
@@ -366,9 +372,6 @@ fn decompressed(
     permit: &mut Permit,
     pool: &Pool,
 ) -> Result<Bytes, Refusal> {
-    if encoding == Encoding::Identity {
-        return Ok(stored.clone());
-    }
     let room = permit.room();
     match decompress_into(encoding, stored, bytes_max.min(room), |bytes| pool.take(bytes)) {
         Ok(body) => permit.grow(body.capacity()).map(|()| pool.share(body, 0)),

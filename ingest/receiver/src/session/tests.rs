@@ -380,7 +380,8 @@ fn outcomes(pieces: &[&[u8]]) -> Outcomes {
     let is_http2 = matches!(talk.session.wire, Wire::Http2(_));
     let received = std::mem::take(&mut *talk.intake.received.lock().unwrap());
     let received = received.iter().map(|request| {
-        let Received { tenant, encoding, stored, body, spans, refused, .. } = request;
+        let Received { tenant, encoding, body, spans, refused, .. } = request;
+        let stored = request.stored();
         assert_eq!(&ingest_otlp::decompress(*encoding, stored, MIB).unwrap(), body);
         (tenant.to_string(), *encoding, stored.to_vec(), spans.len(), *refused)
     });

@@ -31,7 +31,7 @@ async fn an_accepted_request_is_handed_on_whole_and_answered_without_partial_suc
     assert_eq!(heard.header("content-type"), "application/grpc");
     assert_eq!(heard.grpc_message().partial_success, None);
     let received = server.intake.only();
-    assert_eq!((&received.body[..], &received.stored[..]), (&body[..], &body[..]));
+    assert_eq!((&received.body[..], &received.stored()[..]), (&body[..], &body[..]));
     assert_eq!(received.tenant.as_str(), "default");
     assert_eq!((received.arrived_at, received.encoding, received.refused), (NOW, Encoding::Identity, 0));
     assert_eq!(received.spans.len(), 3);
@@ -49,7 +49,7 @@ async fn http_answers_in_the_form_of_the_request_over_both_versions() {
         let heard = server.http(version, &[("content-type", "application/x-protobuf")], body.clone()).await;
         assert_eq!((heard.status, heard.header("content-type")), (StatusCode::OK, "application/x-protobuf"));
         assert!(heard.body.is_empty());
-        assert_eq!(&server.intake.only().stored[..], &body[..]);
+        assert_eq!(&server.intake.only().stored()[..], &body[..]);
 
         let heard = server
             .http(version, &[("content-type", "Application/JSON; charset=utf-8")], json_of(&body))
@@ -57,7 +57,7 @@ async fn http_answers_in_the_form_of_the_request_over_both_versions() {
         assert_eq!((heard.status, heard.json()), (StatusCode::OK, serde_json::json!({})));
         let (_, received) = &server.intake.received()[1];
         assert_eq!((received.encoding, received.spans.len()), (Encoding::Identity, 2));
-        assert_eq!(received.stored, received.body, "JSON is journaled as the protobuf it means");
+        assert_eq!(received.stored(), &received.body, "JSON is journaled as the protobuf it means");
         assert_eq!(json_of(&received.body), json_of(&body));
     }
 }
@@ -79,7 +79,7 @@ async fn compressed_bodies_are_kept_as_they_came() {
         let heard = server.http(Version::HTTP_11, &[("content-encoding", name)], compressed.clone()).await;
         assert_eq!(heard.status, StatusCode::OK);
         for (_, received) in server.intake.received() {
-            assert_eq!((&received.stored[..], received.encoding), (&compressed[..], encoding));
+            assert_eq!((&received.stored()[..], received.encoding), (&compressed[..], encoding));
             assert_eq!((&received.body[..], received.spans.len()), (&body[..], 200));
         }
         let headers = [JSON, ("content-encoding", name)];

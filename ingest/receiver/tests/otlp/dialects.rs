@@ -141,7 +141,7 @@ async fn recorded_bodies_of_real_clients_are_handed_on_as_otlp() {
         let received = server.intake.received();
         assert_eq!(received.len() as u64, sent);
         for (_, request) in &received {
-            assert_eq!((request.encoding, &request.stored[..]), (Encoding::Identity, &otlp[..]));
+            assert_eq!((request.encoding, &request.stored()[..]), (Encoding::Identity, &otlp[..]));
             assert_eq!(request.body, otlp);
         }
         let (snapshot, spans) = (server.snapshot(), received[0].1.spans.len() as u64);

@@ -92,7 +92,7 @@ async fn ask(server: &Server, asked: &Asked) -> Made {
         received: received
             .into_iter()
             .map(|(_, request)| {
-                let (stored, body) = (request.stored.to_vec(), request.body.to_vec());
+                let (stored, body) = (request.stored().to_vec(), request.body.to_vec());
                 (
                     request.tenant.to_string(),
                     request.encoding,
