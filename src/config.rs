@@ -29,6 +29,9 @@ const RINGS_SHARE: f64 = 0.05;
 const OPEN_SEGMENTS_SHARE: f64 = 0.05;
 const REMEMBERED_SHARE: f64 = 0.05;
 
+/// The largest request that is taken by default, decompressed: what OTLP advises.
+const REQUEST_BYTES_MAX: u64 = 64 << 20;
+
 /// What a remembered decision costs with its part of a table that has just grown: kept ones exactly, dropped ones as
 /// fingerprints.
 pub(crate) const KEPT_MEMORY_BYTES: usize = 74;
@@ -141,8 +144,8 @@ pub(crate) struct Protocols {
 pub(crate) struct Grpc {
     pub(crate) enabled: bool,
     pub(crate) endpoint: SocketAddr,
-    /// After decompression. OTLP advises 64 MiB.
-    pub(crate) max_recv_msg_size: Size,
+    /// After decompression; by default what OTLP advises, or what the memory allows where that is less.
+    pub(crate) max_recv_msg_size: Option<Size>,
     pub(crate) tls: Option<TlsSection>,
 }
 
@@ -340,7 +343,7 @@ impl Default for Otlp {
 
 impl Default for Grpc {
     fn default() -> Self {
-        Self { enabled: true, endpoint: loopback(4317), max_recv_msg_size: Size(64 << 20), tls: None }
+        Self { enabled: true, endpoint: loopback(4317), max_recv_msg_size: None, tls: None }
     }
 }
 
@@ -520,7 +523,9 @@ impl Config {
         } = otlp;
         let Protocols { grpc, http } = protocols;
         // An eighth of the budget, as design section 5 leaves for buffers; never less than two maximal requests.
-        let in_flight = (memory_bytes / 8).max(2 * grpc.max_recv_msg_size.0);
+        let eighth = memory_bytes / 8;
+        let request = grpc.max_recv_msg_size.map_or(REQUEST_BYTES_MAX.min(eighth / 2), |size| size.0);
+        let in_flight = eighth.max(2 * request);
         let usual = ReceiverConfig::default();
         ReceiverConfig {
             driver: (*driver).into(),
@@ -530,7 +535,7 @@ impl Config {
             zipkin: zipkin.address(usual.zipkin),
             jaeger_grpc: jaeger.protocols.grpc.address(usual.jaeger_grpc),
             jaeger_http: jaeger.protocols.thrift_http.address(usual.jaeger_http),
-            request_bytes_max: to_usize(grpc.max_recv_msg_size.0),
+            request_bytes_max: to_usize(request),
             inflight_bytes_max: to_usize(in_flight),
             // Not half of what may be in flight: large requests are allowed more of a small budget than their share.
             pool_bytes: to_usize(memory_bytes / 16),
@@ -570,7 +575,6 @@ impl Config {
         let remembered = Limits::default();
         // Two generations of each kind share what remembered decisions get.
         let memory_each = share(memory_bytes / u64::from(shards), REMEMBERED_SHARE);
-        // Every shard holds (a reference to) nearly every body, so the bodies' share is not divided.
         ShardConfig {
             partitions: shards,
             policy: Policy {
@@ -593,7 +597,7 @@ impl Config {
             },
             limits: Limits {
                 live_bytes_max: share(memory_bytes / u64::from(shards), LIVE_SHARE),
-                body_bytes_max: share(memory_bytes, BODIES_SHARE),
+                body_bytes_max: share(memory_bytes / u64::from(shards), BODIES_SHARE),
                 trace_spans_max: *max_spans_per_trace,
                 kept_remembered_max: remembered.kept_remembered_max.min(memory_each / 4 / KEPT_MEMORY_BYTES),
                 dropped_remembered_max: remembered
@@ -774,6 +778,18 @@ mod tests {
         let config = Config::default();
         let pool_bytes = |limit| config.receiver(1, &Cpus::choose(&[], 1), limit).pooled_bytes();
         assert_eq!([256 << 20, 10 << 30].map(pool_bytes), [16 << 20, 640 << 20]);
+    }
+
+    #[test]
+    fn requests_in_flight_have_an_eighth_of_the_memory_unless_larger_ones_are_asked_for() {
+        let mib = |yaml: &str, limit_mib: u64| {
+            let config = Config::parse(yaml).unwrap().receiver(1, &Cpus::choose(&[], 1), limit_mib << 20);
+            (config.request_bytes_max >> 20, config.inflight_bytes_max >> 20)
+        };
+        assert_eq!(mib("", 256), (16, 32));
+        assert_eq!(mib("", 10 << 10), (64, 1280));
+        let asked = "receivers: { otlp: { protocols: { grpc: { max_recv_msg_size: 50MiB } } } }";
+        assert_eq!(mib(asked, 256), (50, 100));
     }
 
     #[test]

@@ -72,11 +72,14 @@ impl Feeder {
     fn take(&mut self, whole: Batch) {
         let shards = self.outlets.len();
         let home = usize::from(whole.partition.0) % shards.max(1);
-        let Batch { partition, offset, tenant, body, refused, spans } = whole;
-        for (shard, (outlet, spans)) in self.outlets.iter_mut().zip(split(spans, shards)).enumerate() {
+        let Batch { partition, offset, tenant, body, holders: _, refused, spans } = whole;
+        let parts = split(spans, shards);
+        let holders = parts.iter().filter(|spans| !spans.is_empty()).count().max(1);
+        let holders = u16::try_from(holders).unwrap_or(u16::MAX);
+        for (shard, (outlet, spans)) in self.outlets.iter_mut().zip(parts).enumerate() {
             let refused = if shard == home { refused } else { 0 };
             let (tenant, body) = (tenant.clone(), body.clone());
-            outlet.waiting.push_back(Batch { partition, offset, tenant, body, refused, spans });
+            outlet.waiting.push_back(Batch { partition, offset, tenant, body, holders, refused, spans });
         }
     }
 
@@ -302,7 +305,7 @@ impl Journal {
             Ok(committed) => {
                 for (number, (tenant, body, refused, spans)) in (0..).zip(group.records.drain(..)) {
                     let offset = committed.first.plus(number);
-                    self.feeder.take(Batch { partition, offset, tenant, body, refused, spans });
+                    self.feeder.take(Batch { partition, offset, tenant, body, holders: 1, refused, spans });
                 }
                 self.held.append(&mut group.answers);
                 self.hand_on(answers);

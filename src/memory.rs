@@ -43,7 +43,7 @@ impl CoreMemory {
             ("free memory for bodies", receiver.pooled_bytes()),
             ("batches between threads", Config::ring_bytes_max(cores, memory_bytes)),
             ("live traces", live_bytes_max),
-            ("bodies of live traces", part(body_bytes_max)),
+            ("bodies of live traces", body_bytes_max),
             ("remembered decisions", remembered),
             ("open archive segments", 2 * config.open_segment_bytes(cores, memory_bytes)),
         ];

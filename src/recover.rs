@@ -142,7 +142,7 @@ pub(crate) fn replay(
                 .map_err(|error| error.to_string())?;
             let body = Arc::new(Body { bytes, containers });
             let BodyRecord { tenant, refused, .. } = record;
-            Ok(Batch { partition, offset, tenant, body, refused, spans: runs })
+            Ok(Batch { partition, offset, tenant, body, holders: 1, refused, spans: runs })
         });
         match batch {
             Ok(batch) => {

@@ -242,6 +242,7 @@ fn run(template: &Template, live: usize, spans_a_trace: usize, holding: Holding)
                 offset: Offset(number),
                 tenant: Tenant::default(),
                 body,
+                holders: 1,
                 refused: 0,
                 spans,
             };

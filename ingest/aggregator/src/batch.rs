@@ -19,6 +19,8 @@ pub struct Batch {
     pub tenant: Tenant,
     /// The decompressed body, shared by all shards.
     pub body: Arc<Body>,
+    /// How many shards get spans of it: each answers for its part of the body's memory. Never zero.
+    pub holders: u16,
     /// Spans of the request that were refused; told to one shard only.
     pub refused: u32,
     /// The spans of this shard.

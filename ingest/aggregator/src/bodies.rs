@@ -33,6 +33,8 @@ pub(crate) struct Body {
     pub(crate) offset: Offset,
     pub(crate) tenant: u32,
     pub(crate) bytes: Option<Arc<RequestBody>>,
+    /// What this shard answers for of the memory of `bytes`.
+    charge: usize,
     /// A trace that was kept has spans here, and holds the body until they are in the archive.
     is_kept: bool,
     ranges: Ranges,
@@ -54,8 +56,9 @@ pub(crate) struct Bodies {
     front: u32,
     /// One past the newest record seen.
     consumed: Offset,
+    /// Charges of the bodies that are held.
     resident_bytes: usize,
-    /// Bytes of bodies that were let go of here while kept traces hold them.
+    /// Charges of bodies that were let go of here while kept traces hold them.
     handed_on_bytes: usize,
     range_bytes: usize,
     /// Records before this index have given their bodies up already.
@@ -85,7 +88,7 @@ impl Bodies {
         self.window.front().map_or(self.consumed, |&entry| self.entries[entry].offset)
     }
 
-    /// Bytes of the bodies.
+    /// This shard's part of the bytes of the bodies.
     pub(crate) fn resident_bytes(&self) -> usize {
         self.resident_bytes
     }
@@ -100,13 +103,13 @@ impl Bodies {
         self.front.wrapping_add(u32::try_from(self.window.len()).unwrap_or(u32::MAX))
     }
 
-    /// Takes the next record, with the ranges of its undecided spans. Records below [`Self::consumed`] must have been filtered
-    /// by the caller.
+    /// Takes the next record, with the ranges of its undecided spans. `holders` shards have some. Records below
+    /// [`Self::consumed`] must have been filtered by the caller.
     pub(crate) fn push(
         &mut self,
         offset: Offset,
         tenant: u32,
-        body: Arc<RequestBody>,
+        (body, holders): (Arc<RequestBody>, u16),
         undecided: Vec<BodyRange>,
     ) {
         self.consumed = offset.plus(1);
@@ -117,8 +120,10 @@ impl Bodies {
         }
         let ranges = Ranges::new(undecided);
         self.range_bytes += ranges.heap_bytes();
-        self.resident_bytes += resident(&body);
-        let entry = self.entries.insert(Body { offset, tenant, bytes: Some(body), is_kept: false, ranges });
+        let charge = (body.bytes.len() + body.containers.heap_bytes()) / usize::from(holders.max(1));
+        self.resident_bytes += charge;
+        let entry =
+            self.entries.insert(Body { offset, tenant, bytes: Some(body), charge, is_kept: false, ranges });
         self.window.push_back(entry);
     }
 
@@ -130,7 +135,7 @@ impl Bodies {
         }
     }
 
-    /// Bytes of bodies that were let go of since this was last asked, and that kept traces hold.
+    /// This shard's part of the bytes of bodies that were let go of since this was last asked, and that kept traces hold.
     pub(crate) fn take_handed_on_bytes(&mut self) -> usize {
         mem::take(&mut self.handed_on_bytes)
     }
@@ -175,11 +180,13 @@ impl Bodies {
     }
 
     fn let_go(&mut self, entry: u32) {
-        let Body { bytes, is_kept, .. } = &mut self.entries[entry];
-        let bytes = bytes.take().map_or(0, |body| resident(&body));
-        self.resident_bytes -= bytes;
+        let Body { bytes, charge, is_kept, .. } = &mut self.entries[entry];
+        if bytes.take().is_none() {
+            return;
+        }
+        self.resident_bytes -= *charge;
         if *is_kept {
-            self.handed_on_bytes += bytes;
+            self.handed_on_bytes += *charge;
         }
     }
 
@@ -196,11 +203,6 @@ impl Bodies {
     }
 }
 
-/// What a body holds in memory.
-fn resident(body: &RequestBody) -> usize {
-    body.bytes.len() + body.containers.heap_bytes()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -209,7 +211,7 @@ mod tests {
         let record = bodies.next_record();
         let range = |number| BodyRange { position: number, length: 1 };
         let body = RequestBody::unwalked(vec![1; length].into());
-        bodies.push(Offset(offset), 0, body, (0..spans).map(range).collect());
+        bodies.push(Offset(offset), 0, (body, 1), (0..spans).map(range).collect());
         Run { record, first: 0, count: spans, partition: PartitionId(0) }
     }
 
@@ -246,6 +248,18 @@ mod tests {
         bodies.evict_to(250);
         assert!(!has_bytes(&bodies, runs[8]) && has_bytes(&bodies, runs[9]));
         assert_eq!(bodies.resident_bytes(), 200);
+    }
+
+    #[test]
+    fn shards_share_what_a_body_costs() {
+        let mut bodies = Bodies::new(Offset(0));
+        let run = Run { record: bodies.next_record(), first: 0, count: 1, partition: PartitionId(0) };
+        let body = RequestBody::unwalked(vec![1; 100].into());
+        bodies.push(Offset(0), 0, (body, 4), vec![BodyRange { position: 0, length: 1 }]);
+        assert_eq!(bodies.resident_bytes(), 25);
+        bodies.keep(run);
+        bodies.settle(run);
+        assert_eq!((bodies.resident_bytes(), bodies.take_handed_on_bytes()), (0, 25));
     }
 
     #[test]

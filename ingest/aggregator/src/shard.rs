@@ -51,7 +51,7 @@ pub struct Limits {
     /// Bytes of live traces and spans, bodies apart. At nine tenths the heaviest and oldest are decided early.
     pub live_bytes_max: usize,
     /// Bytes of bodies kept in memory, those of kept traces on their way to the archive among them; older ones are read back
-    /// from the journal.
+    /// from the journal. Of a body that several shards have spans of, each counts its part.
     pub body_bytes_max: usize,
     /// A trace with more spans than this is decided; later spans follow the decision.
     pub trace_spans_max: u32,
@@ -208,7 +208,7 @@ impl Shard {
 
     /// Takes the spans of one journal record. Records that were taken before are ignored.
     pub fn take(&mut self, batch: Batch, now: Monotonic) {
-        let Batch { partition, offset, tenant, body, refused, spans } = batch;
+        let Batch { partition, offset, tenant, body, holders, refused, spans } = batch;
         let Some(bodies) = self.bodies.get(usize::from(partition.0)) else { return };
         if offset < bodies.consumed() {
             return;
@@ -245,12 +245,22 @@ impl Shard {
             }
         }
         self.coming = coming;
-        self.bodies[usize::from(partition.0)].push(offset, tenant, body, undecided.ranges);
-        let room = self.config.limits.body_bytes_max.saturating_sub(self.in_flight.body_bytes());
-        self.bodies[usize::from(partition.0)].evict_to(room);
+        self.bodies[usize::from(partition.0)].push(offset, tenant, (body, holders), undecided.ranges);
+        self.make_room(usize::from(partition.0));
         let bodies = &self.bodies;
         if self.filter.as_ref().is_some_and(|filter| filter.is_done(|index| bodies[index].consumed())) {
             self.filter = None;
+        }
+    }
+
+    /// Gives up bodies of a partition until the budget holds. It may use what others leave of theirs.
+    fn make_room(&mut self, partition: usize) {
+        let room = self.config.limits.body_bytes_max.saturating_sub(self.in_flight.body_bytes());
+        let part = room / self.bodies.len();
+        let own = self.bodies[partition].resident_bytes();
+        if own > part {
+            let all: usize = self.bodies.iter().map(Bodies::resident_bytes).sum();
+            self.bodies[partition].evict_to(part.max(room.saturating_sub(all - own)));
         }
     }
 

@@ -43,6 +43,7 @@ fn batch(offset: u64, summaries: Vec<SpanSummary>) -> Batch {
         offset: Offset(offset),
         tenant: Tenant::default(),
         body: Body::unwalked(vec![0; 100].into()),
+        holders: 1,
         refused: 0,
         spans: summaries.into_iter().collect(),
     }
@@ -182,6 +183,24 @@ fn spans_are_found_until_the_archive_has_them() {
     assert_eq!(shard.bodies(&tenant).len(), 1);
     shard.forget_archived(turn.number);
     assert!(shard.trace(&tenant, id).is_none() && shard.bodies(&tenant).is_empty());
+}
+
+#[test]
+fn partitions_share_the_budget_of_bodies() {
+    let limits = Limits { body_bytes_max: 1_000, ..Limits::default() };
+    let mut shard = Shard::new(ShardConfig { limits, partitions: 2, ..config() });
+    let mut take = |partition, record: u8| {
+        let spans = vec![span(0x10 + record, 1, PLAIN)];
+        let batch = Batch { partition: PartitionId(partition), ..batch(record.into(), spans) };
+        shard.take(batch, Monotonic(0));
+        shard.gauges().body_bytes
+    };
+    let alone: Vec<_> = (0..12).map(|record| take(0, record)).collect();
+    assert_eq!(alone[9..], [1_000; 3], "one may use all of it");
+    // The other has its half whatever the first one holds, and the first one makes room with its next record.
+    let beside: Vec<_> = (12..24).map(|record| take(1, record)).collect();
+    assert_eq!(beside[4..], [1_500; 8]);
+    assert_eq!(take(0, 24), 1_000);
 }
 
 #[test]
