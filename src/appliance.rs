@@ -199,12 +199,9 @@ impl Appliance {
             jaeger_http_tls: identities.jaeger_http.clone(),
             ..config.receiver(count, &cpus, memory_bytes)
         };
-        let request_bytes_max = receiver_config.request_bytes_max;
         let (archive, shards, partitions) = open_stores(config, data_dir, count, memory_bytes)?;
-        let bodies = JournalBodies {
-            readers: partitions.iter().map(|partition| partition.writer.reader()).collect(),
-            request_bytes_max,
-        };
+        let bodies =
+            JournalBodies { readers: partitions.iter().map(|partition| partition.writer.reader()).collect() };
         let context = Context {
             config,
             count,
@@ -604,8 +601,7 @@ impl Context<'_> {
     ) {
         let marks = started.watermarks.iter().map(|marks| marks[usize::from(id.0)]);
         let from = marks.min().unwrap_or_default();
-        let limit = self.bodies.request_bytes_max;
-        let (records, spans) = recover::replay(id, reader, from, &self.symbols, limit, feeder);
+        let (records, spans) = recover::replay(id, reader, from, &self.symbols, feeder);
         if records > 0 {
             tracing::info!(partition = %id, from = %from, records, spans, "journal replayed");
         }

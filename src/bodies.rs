@@ -12,7 +12,6 @@ use store_model::{Offset, PartitionId};
 #[derive(Clone)]
 pub(crate) struct JournalBodies {
     pub(crate) readers: Vec<Reader<RealDisk>>,
-    pub(crate) request_bytes_max: usize,
 }
 
 impl JournalBodies {
@@ -24,8 +23,17 @@ impl JournalBodies {
         let Some(reader) = self.readers.get(usize::from(partition.0)) else { return Ok(None) };
         let Some(payload) = reader.read(offset)? else { return Ok(None) };
         let record = BodyRecord::decode(payload)?;
-        Ok(Some(ingest_otlp::decompress(record.encoding, &record.body, self.request_bytes_max)?))
+        Ok(Some(plain(&record)?))
     }
+}
+
+/// The body of a record, decompressed. What was acknowledged is read again whatever a request may measure by now: nothing but
+/// the width of a range bounds it.
+///
+/// # Errors
+/// When it cannot be decompressed.
+pub(crate) fn plain(record: &BodyRecord) -> Result<Bytes, ingest_otlp::Error> {
+    ingest_otlp::decompress(record.encoding, &record.body, u32::MAX as usize)
 }
 
 impl BodySource for JournalBodies {

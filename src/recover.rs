@@ -12,7 +12,7 @@ use store_log::{BodyRecord, Reader, RealDisk};
 use store_model::{Offset, PartitionId, SpanRuns, Symbols, Tenant, UnixNanos};
 
 use crate::appliance::Error;
-use crate::bodies::JournalBodies;
+use crate::bodies::{self, JournalBodies};
 use crate::journal::Feeder;
 use crate::retention::lower_floors;
 
@@ -126,7 +126,6 @@ pub(crate) fn replay(
     reader: &Reader<RealDisk>,
     from: Offset,
     symbols: &Symbols,
-    request_bytes_max: usize,
     feeder: &mut Feeder,
 ) -> (u64, u64) {
     let mut cache = symbols.cache();
@@ -134,8 +133,7 @@ pub(crate) fn replay(
     for record in reader.scan(from.max(reader.start_offset())) {
         let batch = record.map_err(|error| error.to_string()).and_then(|(offset, payload)| {
             let record = BodyRecord::decode(payload).map_err(|error| error.to_string())?;
-            let bytes = ingest_otlp::decompress(record.encoding, &record.body, request_bytes_max)
-                .map_err(|error| error.to_string())?;
+            let bytes = bodies::plain(&record).map_err(|error| error.to_string())?;
             let mut runs = SpanRuns::default();
             let mut containers = Containers::default();
             ingest_otlp::summarise(&bytes, &mut cache, &mut containers, &mut |span| runs.push(&span))

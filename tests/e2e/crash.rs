@@ -155,6 +155,29 @@ async fn sigterm_drains_and_the_next_start_has_everything() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_was_acknowledged_comes_back_under_a_smaller_limit_of_requests() {
+    let sampling = json!({ "head_probability": 1.0 });
+    let home = Home::new(json!({ "sampling": sampling, "aggregator": { "idle_timeout": "5m" } }));
+    let appliance = home.start().await;
+    let id = Dice(6).trace_id();
+    // Without its root, so that it is undecided when the process dies.
+    let large = request("large", (1..20_000).map(|number| span(id, number)).collect());
+    assert!(prost::Message::encoded_len(&large) > 1 << 20);
+    Sender::connect(appliance.grpc()).await.send(&large).await.unwrap();
+    appliance.kill();
+
+    let otlp = json!({ "protocols": { "grpc": { "max_recv_msg_size": "1MiB" } } });
+    home.configure(json!({ "sampling": sampling, "receivers": { "otlp": otlp } }));
+    let appliance = home.start().await;
+    let mut sender = Sender::connect(appliance.grpc()).await;
+    assert!(sender.send(&large).await.is_err(), "the limit is in force");
+    sender.send(&request("large", vec![span(id, 0)])).await.unwrap();
+    let mut asker = Asker::connect(appliance.query()).await;
+    let counts = asker.at_rest(20_000).await;
+    assert_eq!((counts.arrived, counts.kept, counts.expired), (20_000, 20_000, 0), "{counts:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_second_process_on_the_same_directory_refuses() {
     let home = Home::new(json!({}));
     let mut appliance = home.start().await;
