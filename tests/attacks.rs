@@ -104,7 +104,10 @@ const ATTACKS: [Attack; 17] = {
 };
 
 fn config(attack: &Attack) -> Value {
-    let mut config = json!({ "receivers": { "cores": 1, "otlp": { "max_connections": 10_000 } } });
+    // The size that OTLP advises and larger hosts have by default: bombs may unfold to that.
+    let protocols = json!({ "grpc": { "max_recv_msg_size": "64MiB" } });
+    let otlp = json!({ "protocols": protocols, "max_connections": 10_000 });
+    let mut config = json!({ "receivers": { "cores": 1, "otlp": otlp } });
     if attack.name != "idle_connections" {
         let otlp = &mut config["receivers"]["otlp"];
         for (deadline, value) in [("header_timeout", "2s"), ("body_timeout", "2s"), ("idle_timeout", "3s")] {
