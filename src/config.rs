@@ -29,9 +29,6 @@ const RINGS_SHARE: f64 = 0.05;
 const OPEN_SEGMENTS_SHARE: f64 = 0.05;
 const REMEMBERED_SHARE: f64 = 0.05;
 
-/// The largest request that is taken by default, decompressed: what OTLP advises.
-const REQUEST_BYTES_MAX: u64 = 64 << 20;
-
 /// What a remembered decision costs with its part of a table that has just grown: kept ones exactly, dropped ones as
 /// fingerprints.
 pub(crate) const KEPT_MEMORY_BYTES: usize = 74;
@@ -523,10 +520,10 @@ impl Config {
         } = otlp;
         let Protocols { grpc, http } = protocols;
         // An eighth of the budget, as design section 5 leaves for buffers; never less than two maximal requests.
-        let eighth = memory_bytes / 8;
-        let request = grpc.max_recv_msg_size.map_or(REQUEST_BYTES_MAX.min(eighth / 2), |size| size.0);
-        let in_flight = eighth.max(2 * request);
         let usual = ReceiverConfig::default();
+        let eighth = to_usize(memory_bytes / 8);
+        let request_bytes_max =
+            grpc.max_recv_msg_size.map_or(usual.request_bytes_max.min(eighth / 2), |size| to_usize(size.0));
         ReceiverConfig {
             driver: (*driver).into(),
             zero_copy: (*zero_copy).into(),
@@ -535,8 +532,8 @@ impl Config {
             zipkin: zipkin.address(usual.zipkin),
             jaeger_grpc: jaeger.protocols.grpc.address(usual.jaeger_grpc),
             jaeger_http: jaeger.protocols.thrift_http.address(usual.jaeger_http),
-            request_bytes_max: to_usize(request),
-            inflight_bytes_max: to_usize(in_flight),
+            request_bytes_max,
+            inflight_bytes_max: eighth.max(request_bytes_max.saturating_mul(2)),
             // Not half of what may be in flight: large requests are allowed more of a small budget than their share.
             pool_bytes: to_usize(memory_bytes / 16),
             cores: usize::from(cores),

@@ -35,11 +35,10 @@ impl CoreMemory {
         } = config.shard(cores, memory_bytes).limits;
         let remembered = GENERATIONS
             * (kept_remembered_max * KEPT_MEMORY_BYTES + dropped_remembered_max * DROPPED_MEMORY_BYTES);
-        let part = |bytes: usize| bytes / usize::from(cores.max(1));
         let parts = [
             ("receive buffers", receive_buffer_bytes),
             ("receive rings", ring_bytes),
-            ("requests in flight", part(receiver.inflight_bytes_max)),
+            ("requests in flight", receiver.inflight_bytes_max / usize::from(cores.max(1))),
             ("free memory for bodies", receiver.pooled_bytes()),
             ("batches between threads", Config::ring_bytes_max(cores, memory_bytes)),
             ("live traces", live_bytes_max),

@@ -259,8 +259,8 @@ impl Shard {
         let part = room / self.bodies.len();
         let own = self.bodies[partition].resident_bytes();
         if own > part {
-            let all: usize = self.bodies.iter().map(Bodies::resident_bytes).sum();
-            self.bodies[partition].evict_to(part.max(room.saturating_sub(all - own)));
+            let others = self.resident_bytes() - own;
+            self.bodies[partition].evict_to(part.max(room.saturating_sub(others)));
         }
     }
 
@@ -311,12 +311,11 @@ impl Shard {
     /// How full the shard is.
     #[must_use]
     pub fn gauges(&self) -> Gauges {
-        let resident = self.bodies.iter().map(Bodies::resident_bytes);
         Gauges {
             live_traces: self.table.trace_count(),
             live_spans: self.table.span_count(),
             live_bytes: self.live_bytes(),
-            body_bytes: self.in_flight.body_bytes() + resident.sum::<usize>(),
+            body_bytes: self.in_flight.body_bytes() + self.resident_bytes(),
         }
     }
 
@@ -397,6 +396,11 @@ impl Shard {
 
     fn find(&self, key: ShardKey) -> Option<u32> {
         self.table.find(key, self.table.hash(key))
+    }
+
+    /// This shard's part of the bytes of undecided spans' bodies.
+    fn resident_bytes(&self) -> usize {
+        self.bodies.iter().map(Bodies::resident_bytes).sum()
     }
 
     /// Bytes of live traces and of what is known about their spans' records.
